@@ -1,0 +1,53 @@
+# What each target does is said by `make help`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+bin := .venv/bin
+listen ?= 127.0.0.1:7772
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: ## install what developing and testing need
+	@scripts/setup.sh test
+
+serve: ## run the server on ./var (listen=HOST:PORT to change the address)
+	@scripts/setup.sh serve
+	@mkdir -p var/mnt/disk var/state
+	@[ -e var/mnt/disk/settings.json ] || echo '{"max-total-size": "200G", "file-system": "default"}' > var/mnt/disk/settings.json
+	@exec $(bin)/elemento-storage serve --root var/mnt --state-dir var/state --listen $(listen)
+
+check: setup ## format, lint, types, layers
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+	scripts/no-registry-hosts.sh
+
+unit: setup ## the unit and contract tests
+	$(bin)/python -m pytest tests/unit tests/contract
+
+integration: setup ## the tests of real components
+	$(bin)/python -m pytest tests/integration
+
+e2e: setup ## the tests of the launched server
+	$(bin)/python -m pytest tests/e2e
+
+test: check ## everything that CI runs
+	$(bin)/python -m pytest tests --durations=15
+
+soak: setup ## the long forms of the crash and load tests
+	ELEMENTO_TEST_KILLS=2000 $(bin)/python -m pytest tests/e2e/test_crash_random.py
+
+bench: ## side by side with libvirt and qemu-img; writes docs/bench.md
+	@scripts/setup.sh test
+	@scripts/setup.sh bench
+	$(bin)/python -m bench
+
+format: setup ## let ruff format and mend what it can
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+clean: ## remove what the targets above built (not ./var)
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
+
+.PHONY: help setup serve check unit integration e2e test soak bench format clean

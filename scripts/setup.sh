@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Installs what is missing and nothing else: `setup.sh serve|test|bench`.
+# Quick when nothing is missing; safe to run again after it was interrupted.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+purpose=${1:-serve}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# shellcheck source=/dev/null
+. /etc/os-release
+[ "${ID:-}" = debian ] || fail "this needs Debian 12 or 13 (found ${PRETTY_NAME:-an unknown system}); install the packages named in scripts/setup.sh by hand and call the .venv part yourself"
+
+packages=(python3 python3-venv util-linux qemu-utils)
+if [ "$purpose" != serve ]; then packages+=(e2fsprogs mount curl); fi
+if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients); fi
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+# QEMU 10: versions before it lose data in ways docs/operations.md lists.
+qemu_is_recent() { installed qemu-utils && dpkg --compare-versions "$(dpkg-query -W -f '${Version}' qemu-utils)" ge 1:10; }
+
+missing=()
+for package in "${packages[@]}"; do installed "$package" || missing+=("$package"); done
+qemu_is_recent || missing+=(qemu-utils)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || fail "these packages are missing: ${missing[*]}; run this as root, or install sudo"
+        as_root=(sudo)
+    fi
+    say "installing ${missing[*]}"
+    release=()
+    if [ "${VERSION_ID:-}" = 12 ]; then
+        release=(-t bookworm-backports)
+        if ! apt-cache policy | grep -q 'n=bookworm-backports'; then
+            # The mirror apt already uses for the release itself.
+            mirror=$(apt-cache policy base-files | awk '$3 ~ /^bookworm\// {print $2; exit}')
+            if [ -z "$mirror" ]; then
+                "${as_root[@]}" apt-get update -qq
+                mirror=$(apt-cache policy base-files | awk '$3 ~ /^bookworm\// {print $2; exit}')
+            fi
+            [ -n "$mirror" ] || fail "apt knows no mirror for bookworm: look at /etc/apt/sources.list"
+            printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' "$mirror" |
+                "${as_root[@]}" tee /etc/apt/sources.list.d/elemento-storage-backports.sources >/dev/null
+        fi
+    fi
+    "${as_root[@]}" apt-get update -qq
+    plain=() recent=()
+    for package in "${missing[@]}"; do
+        case $package in qemu-*) recent+=("$package") ;; *) plain+=("$package") ;; esac
+    done
+    apt_install() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2; }
+    [ ${#plain[@]} -eq 0 ] || apt_install "${plain[@]}"
+    [ ${#recent[@]} -eq 0 ] || apt_install "${release[@]}" "${recent[@]}"
+    qemu_is_recent || fail "qemu-utils is $(dpkg-query -W -f '${Version}' qemu-utils), 10.0 or newer is needed"
+fi
+
+# Debian's own Python: its site packages hold the Ceph bindings, which no registry offers.
+requirements=(requirements.txt)
+[ "$purpose" = serve ] || requirements+=(requirements-dev.txt)
+wanted=$(cat "${requirements[@]}" pyproject.toml | sha256sum | cut -d' ' -f1)
+stamp=.venv/.installed-${#requirements[@]}
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! [ -x .venv/bin/elemento-storage ] \
+    || ! head -1 .venv/bin/elemento-storage | grep -qF "$PWD/.venv"; then
+    say "building .venv"
+    [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || { rm -rf .venv; /usr/bin/python3 -m venv --system-site-packages .venv; }
+    args=()
+    for file in "${requirements[@]}"; do args+=(-r "$file"); done
+    .venv/bin/python -m pip install -q --disable-pip-version-check --ignore-installed "${args[@]}"
+    .venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps --no-build-isolation -e . 2>/dev/null ||
+        .venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps -e .
+    echo "$wanted" >"$stamp"
+fi

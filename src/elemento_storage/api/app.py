@@ -1,0 +1,399 @@
+"""The ASGI application: finds the call, finds the caller, decodes, carries out, answers."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from elemento_storage import API_VERSION
+from elemento_storage.api import openapi, schemas
+from elemento_storage.api.auth import INFRASTRUCTURE_UID, Authenticator, Caller
+from elemento_storage.api.call import Call, Context, Kind, Reply
+from elemento_storage.api.decode import decode, header_list, parse_object
+from elemento_storage.api.errors import error_body
+from elemento_storage.api.metrics import CONTENT_TYPE, Metrics
+from elemento_storage.api.schemas import ClientRequest
+from elemento_storage.api.server_calls import SERVER_CALLS, job_answer
+from elemento_storage.api.sse import event_stream
+from elemento_storage.api.volume_calls import VOLUME_CALLS
+from elemento_storage.errors import (
+    BodyTooLarge,
+    InvalidValue,
+    JobEnded,
+    JobNotFound,
+    MethodNotAllowed,
+    RouteNotFound,
+    StorageError,
+    Unavailable,
+    UnsupportedMediaType,
+    VolumeLocked,
+)
+from elemento_storage.feed import Event
+from elemento_storage.model import new_uid
+from elemento_storage.progress import Progress
+from elemento_storage.service.services import Services
+
+log = logging.getLogger(__name__)
+
+CALLS: Final[tuple[Call[Any], ...]] = (*VOLUME_CALLS, *SERVER_CALLS)
+_BASE: Final = f"/api/{API_VERSION}"
+_PREFIXES: Final = (_BASE + "/", "/api/v1/")
+_JSON: Final = "application/json"
+_KEY_LONGEST: Final = 255
+
+Handler = Callable[[Request, Caller], Awaitable[Response]]
+
+
+class Api:
+    """The HTTP face of one server."""
+
+    def __init__(self, services: Services, authenticator: Authenticator) -> None:
+        self._services = services
+        self._core = services.core
+        self._authenticator = authenticator
+        self._metrics = Metrics(services.core)
+        self._calls = {path: call for call in CALLS for path in (call.path, *call.aliases)}
+        self._schema = openapi.document(CALLS, _STREAMS, _BASE)
+        self.stopping = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        started = time.monotonic()
+        request_id = new_uid()[:16]
+        name = "other"
+        payload: dict[str, Any] = {}
+        try:
+            name, response = await self._route(request, payload)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001  the one place that turns every error into an answer
+            response = self._error_response(error, request_id, payload)
+            name = self._name_of(request.url.path)
+        response.headers["X-Request-ID"] = request_id
+        self._metrics.requests.labels(name, str(response.status_code)).inc()
+        self._metrics.seconds.labels(name).observe(time.monotonic() - started)
+        await response(scope, receive, send)
+
+    def _error_response(self, error: Exception, request_id: str, payload: dict[str, Any]) -> Response:
+        if isinstance(error, VolumeLocked):
+            self._add_progress(error)
+        status, body = error_body(error, request_id, payload)
+        headers = {}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        elif status in (423, 503):
+            headers["Retry-After"] = "1"
+        elif isinstance(error, MethodNotAllowed):
+            headers["Allow"] = str(error.details["allowed"])
+        return Response(schemas.encode(body), status, headers, _JSON)
+
+    def _add_progress(self, error: VolumeLocked) -> None:
+        locked = error.details.get("locked")
+        if isinstance(locked, dict):
+            try:
+                locked["progress"] = round(self._core.jobs.get(locked["job"], None).progress.fraction, 4)
+            except JobNotFound:
+                locked["progress"] = None
+
+    # -- routes --------------------------------------------------------------------------------------------
+
+    def _name_of(self, path: str) -> str:
+        for prefix in _PREFIXES:
+            if path.startswith(prefix):
+                path = path[len(prefix) :].rstrip("/")
+                return path if path in self._calls else path.partition("/")[0] if path in _STREAMS else "other"
+        return "other"
+
+    async def _route(self, request: Request, payload: dict[str, Any]) -> tuple[str, Response]:
+        path = request.url.path
+        for prefix in _PREFIXES:
+            if path.startswith(prefix):
+                rest = path[len(prefix) :].rstrip("/")
+                break
+        else:
+            return await self._outside(request, path.rstrip("/"))
+        call = self._calls.get(rest)
+        if call is not None and not (rest == "jobs" and request.method == "DELETE"):
+            return call.path, await self._serve_call(request, call, payload)
+        return await self._serve_other(request, rest)
+
+    async def _outside(self, request: Request, path: str) -> tuple[str, Response]:
+        if path in ("/schema", "/schema/openapi.json"):
+            _require_method(request, "GET")
+            if path == "/schema" and "text/html" in request.headers.get("accept", ""):
+                return "schema", Response(openapi.page(self._schema), media_type="text/html")
+            return "schema", Response(openapi.to_json(self._schema), media_type=_JSON)
+        raise _no_route(request)
+
+    async def _serve_other(self, request: Request, path: str) -> tuple[str, Response]:
+        caller = self._authenticator.caller(request.headers)
+        if path == "metrics":
+            _require_method(request, "GET")
+            caller.require_admin()
+            return path, Response(await self._metrics.text(), media_type=CONTENT_TYPE)
+        if path in ("events", "revisions/stream"):
+            _require_method(request, "GET")
+            return path, self._events(request, caller, volumes_only=path != "events")
+        head, _, tail = path.partition("/")
+        job_id, _, more = tail.partition("/")
+        if head == "jobs" and job_id and more in ("", "events"):
+            return "jobs/<id>", await self._serve_job(request, caller, job_id, more)
+        raise _no_route(request)
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    async def _serve_call(self, request: Request, call: Call[Any], payload: dict[str, Any]) -> Response:
+        caller = self._authenticator.caller(request.headers)
+        if call.admin_only:
+            caller.require_admin()
+        from_query = request.method == "GET" and call.kind is Kind.READ
+        if from_query:
+            body = b""
+            values: dict[str, Any] = {name: _boolean(value) for name, value in request.query_params.items()}
+        else:
+            _require_method(request, "GET, POST" if call.kind is Kind.READ else "POST")
+            body = await self._body(request)
+            values = parse_object(body)
+        payload.update(values)
+        decoded, ignored = decode(values, call.request, fill=_fill(caller, call), from_query=from_query)
+        headers = {"X-Ignored-Keys": header_list(ignored)} if ignored else {}
+        ctx = Context(self._services, caller, request.headers, Progress())
+
+        if call.kind is Kind.READ:
+            try:
+                async with asyncio.timeout(self._core.settings.disk_timeout):
+                    return _respond(await call.handle(ctx, decoded), headers)
+            except TimeoutError:
+                raise self._too_slow("nothing was changed") from None
+        key = request.headers.get("idempotency-key") if call.creates else None
+        if key is not None and not 0 < len(key) <= _KEY_LONGEST:
+            raise InvalidValue(f"the header Idempotency-Key has to have 1 to {_KEY_LONGEST} characters")
+        work = self._work(ctx, call, decoded, key, body)
+        if call.kind is Kind.LONG and _prefers_async(request):
+            job = self._start_job(ctx, call, decoded, work)
+            address = f"{_BASE}/jobs/{job.job_id}"
+            headers |= {"Location": address, "Preference-Applied": "respond-async"}
+            return Response(schemas.encode({"job": job.job_id, "location": address}), 202, headers, _JSON)
+        if call.kind is Kind.LONG and _takes_long(decoded):
+            job = self._start_job(ctx, call, decoded, work)
+            await job.finished.wait()
+            if job.error is not None:
+                raise job.error
+            return _respond(job.result, headers)
+        # The work goes on when the caller hangs up: it is a task of its own, which nothing cancels.
+        task = asyncio.ensure_future(work(ctx.progress))
+        done, _ = await asyncio.wait({task}, timeout=self._core.settings.disk_timeout)
+        if not done:
+            task.add_done_callback(_log_late_failure)
+            raise self._too_slow("it may still be carried out: look at the volume before you try again")
+        return _respond(task.result(), headers)
+
+    def _work(
+        self, ctx: Context, call: Call[Any], decoded: msgspec.Struct, key: str | None, body: bytes
+    ) -> Callable[[Progress], Awaitable[object]]:
+        async def plain(progress: Progress) -> object:
+            ctx.progress = progress
+            return await call.handle(ctx, decoded)
+
+        if key is None:
+            return plain
+
+        async def once(progress: Progress) -> object:
+            ctx.progress = progress
+
+            async def work(seed: str) -> bytes:
+                ctx.seed = seed
+                answer = await call.handle(ctx, decoded)
+                return schemas.encode(answer.answer if isinstance(answer, Reply) else answer)
+
+            scope = f"{ctx.caller.client}:{call.path}"
+            answer, replayed = await self._services.idempotency.once(scope, key, body, work)
+            return Reply(msgspec.Raw(answer), {"Idempotency-Replayed": "true"} if replayed else {})
+
+        return once
+
+    def _start_job(
+        self, ctx: Context, call: Call[Any], decoded: msgspec.Struct, work: Callable[[Progress], Awaitable[object]]
+    ) -> Any:
+        named = getattr(decoded, "creator_id", None)
+        return self._core.jobs.start(
+            call.path.rpartition("/")[2] if call.path.startswith("update/") else call.path,
+            work,
+            client=ctx.actor(named).client,
+            volume_id=getattr(decoded, "vid", None),
+        )
+
+    def _too_slow(self, consequence: str) -> Unavailable:
+        return Unavailable(f"the storage did not answer within {self._core.settings.disk_timeout:g} s; {consequence}")
+
+    async def _body(self, request: Request) -> bytes:
+        content_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+        limit = self._core.settings.max_body
+        pieces: list[bytes] = []
+        received = 0
+        async for piece in request.stream():
+            received += len(piece)
+            if received > limit:
+                raise BodyTooLarge(f"the body is larger than {limit} bytes")
+            pieces.append(piece)
+        if received and content_type != _JSON and not content_type.endswith("+json"):
+            raise UnsupportedMediaType(f"the Content-Type is {content_type[:80]!r}, it has to be {_JSON}")
+        return b"".join(pieces)
+
+    # -- jobs and streams ----------------------------------------------------------------------------------
+
+    async def _serve_job(self, request: Request, caller: Caller, job_id: str, more: str) -> Response:
+        client = _named_client(request, caller)
+        _require_method(request, "GET" if more else "GET, DELETE")
+        job = self._core.jobs.get(job_id, client)
+        if more == "events":
+            feed = self._core.feed
+
+            def seen_as(event: Event) -> str | None:
+                return "job" if event.kind == "job" and event.subject == job_id else None
+
+            since = _last_event_id(request, default=feed.revision)
+            return event_stream(feed, since, seen_as, self.stopping, until=job.finished.is_set)
+        if request.method == "DELETE":
+            self._core.jobs.cancel(job)
+        return Response(schemas.encode(job_answer(job)), media_type=_JSON)
+
+    def _events(self, request: Request, caller: Caller, *, volumes_only: bool) -> Response:
+        client = _named_client(request, caller)
+
+        def seen_as(event: Event) -> str | None:
+            kind = event.seen_by(client)
+            return kind if kind and (not volumes_only or kind.startswith("volume.")) else None
+
+        feed = self._core.feed
+        return event_stream(feed, _last_event_id(request, default=feed.revision), seen_as, self.stopping)
+
+
+def _respond(answer: object, headers: Mapping[str, str]) -> Response:
+    if isinstance(answer, Reply):
+        headers = {**headers, **answer.headers}
+        answer = answer.answer
+    return Response(schemas.encode(answer), 200, dict(headers), _JSON)
+
+
+def _no_route(request: Request) -> RouteNotFound:
+    return RouteNotFound(f"no such path: {request.url.path[:200]}; /schema lists the calls of {API_VERSION}")
+
+
+def _require_method(request: Request, allowed: str) -> None:
+    if request.method not in allowed.split(", "):
+        raise MethodNotAllowed(f"{request.method} is not allowed here, use {allowed}", allowed=allowed)
+
+
+def _fill(caller: Caller, call: Call[Any]) -> Mapping[str, str]:
+    """What stands in for absent keys that name the client, when a token says who it is."""
+    if caller.client is None:
+        return {}
+    named = caller.client if caller.is_user or call.creates else INFRASTRUCTURE_UID
+    return {"creatorID": named, "client_uid": named}
+
+
+def _boolean(value: str) -> str | bool:
+    return {"true": True, "false": False}.get(value, value)
+
+
+def _named_client(request: Request, caller: Caller) -> str | None:
+    query, _ = decode(dict(request.query_params), ClientRequest, from_query=True)
+    return caller.actor(query.client_uid).client
+
+
+def _last_event_id(request: Request, *, default: int) -> int:
+    text = request.headers.get("last-event-id") or request.query_params.get("since")
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise InvalidValue("'since' and Last-Event-ID have to be a revision this server gave out", key="since")
+    return int(text)
+
+
+def _prefers_async(request: Request) -> bool:
+    preferences = request.headers.get("prefer", "").lower().split(",")
+    return any(preference.strip().startswith("respond-async") for preference in preferences)
+
+
+def _takes_long(request: msgspec.Struct) -> bool:
+    """A sparse volume is there in a blink and not worth a job."""
+    return getattr(request, "preallocation", None) != "off" and getattr(request, "volumes", None) is None
+
+
+def _log_late_failure(task: "asyncio.Future[object]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
+        log.log(level, "a call whose caller was told to look again failed: %s", error, exc_info=error)
+
+
+_EVENT_STREAM: Final = {
+    "200": {"description": "a stream of events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+_JOB: Final = {
+    "200": {
+        "description": "the job",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobAnswer"}}},
+    }
+}
+_JOB_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_CLIENT: Final = {"name": "client_uid", "in": "query", "schema": {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}}
+_SINCE: Final = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"}}
+_STREAM_ERRORS: Final = openapi.error_responses([InvalidValue, *openapi.ALWAYS])
+_JOB_ERRORS: Final = openapi.error_responses([JobNotFound, InvalidValue, *openapi.ALWAYS])
+_STREAMS: Final[Mapping[str, openapi.Json]] = {
+    "jobs/{id}": {
+        "get": {
+            "summary": "One job, with its result or error once it is over.",
+            "parameters": [_JOB_ID, _CLIENT],
+            "responses": {**_JOB, **_JOB_ERRORS},
+        },
+        "delete": {
+            "summary": "Cancel a job; the volume is left as it was.",
+            "parameters": [_JOB_ID, _CLIENT],
+            "responses": {**_JOB, **openapi.error_responses([JobNotFound, JobEnded, InvalidValue, *openapi.ALWAYS])},
+        },
+    },
+    "jobs/{id}/events": {
+        "get": {
+            "summary": "A job's progress as server-sent events, until it is over.",
+            "parameters": [_JOB_ID, _CLIENT, _SINCE],
+            "responses": {**_EVENT_STREAM, **_JOB_ERRORS},
+        }
+    },
+    "events": {
+        "get": {
+            "summary": "Everything that happens to volumes and jobs, as server-sent events with replay.",
+            "parameters": [_CLIENT, _SINCE],
+            "responses": {**_EVENT_STREAM, **_STREAM_ERRORS},
+        }
+    },
+    "revisions/stream": {
+        "get": {
+            "summary": "Changes of volumes as server-sent events; the id is the revision.",
+            "parameters": [_CLIENT, _SINCE],
+            "responses": {**_EVENT_STREAM, **_STREAM_ERRORS},
+        }
+    },
+    "metrics": {
+        "get": {
+            "summary": "Figures for Prometheus, in OpenMetrics text.",
+            "responses": {
+                "200": {
+                    "description": "the exposition",
+                    "content": {"application/openmetrics-text": {"schema": {"type": "string"}}},
+                },
+                **openapi.error_responses(openapi.ALWAYS),
+            },
+        }
+    },
+}

@@ -1,0 +1,67 @@
+"""What a call is: a path, a request type, an answer type and a function. Routes and OpenAPI are made from these."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from elemento_storage.api.auth import Caller
+from elemento_storage.errors import StorageError
+from elemento_storage.progress import Progress
+from elemento_storage.service.access import Actor
+from elemento_storage.service.services import Services
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Kind(Enum):
+    """How a call is carried out."""
+
+    READ = auto()  #: answers GET too; given up after the disk time-out
+    CHANGE = auto()  #: goes on when the caller has gone, or has waited for the disk time-out
+    LONG = auto()  #: a job; the caller waits for its end or asks for 202
+
+
+@dataclass
+class Context:
+    """What a handler has besides the request."""
+
+    services: Services
+    caller: Caller
+    headers: Mapping[str, str]
+    progress: Progress
+    seed: str | None = None  #: of the Idempotency-Key, if one was sent
+
+    def actor(self, named: str | None) -> Actor:
+        """On whose behalf the call runs."""
+        return self.caller.actor(named)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer with headers of its own."""
+
+    answer: object
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call(Generic[R]):
+    """One call of the API."""
+
+    path: str
+    request: type[R]
+    answer: Any
+    handle: Callable[[Context, R], Awaitable[object]]
+    kind: Kind
+    errors: tuple[type[StorageError], ...] = ()
+    aliases: tuple[str, ...] = ()
+    creates: bool = False  #: takes an Idempotency-Key; an admin's own client is filled in as the creator
+    admin_only: bool = False
+
+    @property
+    def doc(self) -> str:
+        """The handler's docstring documents the call."""
+        return self.handle.__doc__ or ""

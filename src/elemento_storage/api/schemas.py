@@ -1,0 +1,388 @@
+"""Requests and answers of the API as types; OpenAPI is made from them."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from elemento_storage.api.decode import Uid
+from elemento_storage.model import (
+    MAX_NAME_BYTES,
+    Bus,
+    CloneAlgorithm,
+    Preallocation,
+    Volume,
+    VolumeFormat,
+    format_last_updated,
+)
+
+Name = Annotated[str, Meta(max_length=MAX_NAME_BYTES, description=f"a text of at most {MAX_NAME_BYTES} bytes")]
+_ABOVE_ZERO = Meta(gt=0, description="a number greater than 0, in GB of 10^9 bytes")
+SizeGB = Annotated[int, _ABOVE_ZERO] | Annotated[float, _ABOVE_ZERO]
+SizeOrText = Annotated[int | float | str, Meta(description="a number of GB, or the same as text")]
+Count = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
+Revision = Annotated[int, Meta(ge=0, le=2**53, description="a revision this server gave out")]
+
+
+class Request(Struct, kw_only=True):
+    """The base of all request types."""
+
+
+class Nothing(Request):
+    """A call without keys."""
+
+
+# -- requests ----------------------------------------------------------------------------------------------
+
+
+class CreateRequest(Request):
+    """``create``: a new, empty volume."""
+
+    creator_id: Uid = field(name="creatorID")
+    name: Name
+    size: SizeGB
+    private: bool = False
+    readonly: bool = False
+    shareable: bool = False
+    bootable: bool = False
+    clonable: bool | None = None
+    alg: CloneAlgorithm | None = None
+    format: VolumeFormat = VolumeFormat.RAW
+    bus: Bus = Bus.VIRTIO
+    preallocation: Preallocation = Preallocation.OFF
+
+
+class CreateManyRequest(Request):
+    """``create/multiple``: several volumes, or none if one of them cannot be made."""
+
+    volumes: Annotated[
+        list[dict[str, Any]], Meta(min_length=1, max_length=100, description="a list of 1 to 100 bodies of create")
+    ]
+    creator_id: Uid | None = field(name="creatorID", default=None)
+
+
+class AccessibleRequest(Request):
+    """``accessible``: the volumes a client can see."""
+
+    client_uid: Uid
+    include_locked: bool = False
+    name: str | None = None
+    format: VolumeFormat | None = None
+    sort: str = "volumeID"
+    limit: Count | None = None
+    cursor: str | None = None
+
+
+class InfoRequest(Request):
+    """``info``, ``has`` and ``restore``: one volume."""
+
+    volume_id: Uid
+    client_uid: Uid | None = None
+
+
+class DestroyRequest(Request):
+    """``destroy``: one volume, on behalf of ``creatorID`` when it is given."""
+
+    volume_id: Uid
+    creator_id: Uid | None = field(name="creatorID", default=None)
+
+
+class UpdateRequest(Request):
+    """``update``: metadata to change."""
+
+    vid: Uid
+    creator_id: Uid = field(name="creatorID")
+    name: Name | None = None
+    private: bool | None = None
+    readonly: bool | None = None
+    shareable: bool | None = None
+    bootable: bool | None = None
+    clonable: bool | None = None
+    alg: CloneAlgorithm | None = None
+    bus: Bus | None = None
+
+
+class ResizeRequest(Request):
+    """``update/resize``: the new size in GB."""
+
+    vid: Uid
+    creator_id: Uid = field(name="creatorID")
+    size: SizeGB
+
+
+class ConvertRequest(Request):
+    """``update/convert``: the new format."""
+
+    vid: Uid
+    creator_id: Uid = field(name="creatorID")
+    format: VolumeFormat
+
+
+class TransferRequest(Request):
+    """``transfer``: the new owner."""
+
+    vid: Uid
+    creator_id: Uid = field(name="creatorID")
+    new_creator_id: Uid = field(name="newCreatorID")
+
+
+class CanCreateRequest(Request):
+    """``cancreate``: would a volume of this size find room?"""
+
+    size: SizeOrText
+
+
+class CanCreateManyRequest(Request):
+    """``cancreate/multiple``: would volumes of these sizes find room together?"""
+
+    sizes: Annotated[list[SizeOrText], Meta(min_length=1, max_length=100, description="a list of 1 to 100 sizes")]
+
+
+class ClientRequest(Request):
+    """A call about what a client may see."""
+
+    client_uid: Uid | None = None
+
+
+class RevisionsRequest(Request):
+    """``revisions``: what changed after ``since``."""
+
+    since: Revision = 0
+    client_uid: Uid | None = None
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+class CreateAnswer(Struct, kw_only=True):
+    """The document's answer to ``create``; ``size`` is as it was given, in GB."""
+
+    alg: CloneAlgorithm
+    bootable: bool
+    bus: Bus
+    clonable: bool
+    creator_id: str = field(name="creatorID")
+    img_format: VolumeFormat
+    name: str
+    private: bool
+    readonly: bool
+    shareable: bool
+    size: int | float
+    vid: str
+
+
+class Locked(Struct, kw_only=True):
+    """The operation that holds a volume. ``job`` is its job here or on the server that runs it."""
+
+    purpose: str
+    job: str
+    since: str | None = None
+    host: str | None = None
+    progress: float | None = None
+
+
+class VolumeAnswer(Struct, kw_only=True):
+    """One volume; ``size`` and ``sizeOnDisk`` are bytes."""
+
+    volume_id: str = field(name="volumeID")
+    creator_id: str = field(name="creatorID")
+    size: int
+    name: str
+    format: VolumeFormat
+    iso_type: str | UnsetType = UNSET
+    private: bool
+    bootable: bool
+    readonly: bool
+    shareable: bool
+    clonable: bool
+    alg: CloneAlgorithm
+    bus: Bus
+    cloudinit: bool
+    ceph: bool
+    exported: bool
+    size_on_disk: int = field(name="sizeOnDisk")
+    last_updated: str = field(name="lastUpdated")
+    location: str
+    locked: Locked | UnsetType = UNSET
+
+
+class BinnedAnswer(Struct, kw_only=True):
+    """A destroyed volume that can be restored until ``purgeAt``."""
+
+    volume_id: str = field(name="volumeID")
+    creator_id: str = field(name="creatorID")
+    name: str
+    size: int
+    format: VolumeFormat
+    location: str
+    destroyed: str
+    purge_at: str = field(name="purgeAt")
+
+
+class VidAnswer(Struct, kw_only=True):
+    """The volume it was about."""
+
+    vid: str
+
+
+class UpdateAnswer(Struct, kw_only=True):
+    """The values after an update."""
+
+    vid: str
+    creator_id: str = field(name="creatorID")
+    name: str
+    private: bool
+    readonly: bool
+    shareable: bool
+    bootable: bool
+    clonable: bool
+    alg: CloneAlgorithm
+    bus: Bus
+
+
+class ResizeAnswer(Struct, kw_only=True):
+    """``size`` is as it was given, in GB."""
+
+    vid: str
+    creator_id: str = field(name="creatorID")
+    size: int | float
+
+
+class ConvertAnswer(Struct, kw_only=True):
+    """The format after a conversion."""
+
+    vid: str
+    creator_id: str = field(name="creatorID")
+    format: VolumeFormat
+
+
+class TransferAnswer(Struct, kw_only=True):
+    """The new owner."""
+
+    vid: str
+    creator_id: str = field(name="creatorID")
+
+
+class HasAnswer(Struct, kw_only=True):
+    """Whether this server has the volume and the client may see it."""
+
+    has: bool
+    volume_id: str
+
+
+class CanCreateAnswer(Struct, kw_only=True):
+    """Whether there is room; for each location null, or why it has none."""
+
+    cancreate: bool
+    locations: dict[str, str | None]
+
+
+class LocationAnswer(Struct, kw_only=True):
+    """A location with its limits and what is used of them. Sizes are bytes; a null limit is none."""
+
+    name: str
+    path: str
+    usable: bool
+    reason: str | None
+    file_system: str = field(name="file-system")
+    max_volumes: int | None = field(name="max-volumes")
+    max_volume_size: int | None = field(name="max-volume-size")
+    max_total_size: int | None = field(name="max-total-size")
+    volumes: int
+    virtual_bytes: int
+    total_bytes: int | None
+    free_bytes: int | None
+    odd: list[dict[str, str]]
+
+
+class RescanAnswer(Struct, kw_only=True):
+    """What a full look at the disk found."""
+
+    volumes: int
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    odd: list[dict[str, str]]
+    differences: list[dict[str, str | int]]
+    foreign_locks: list[dict[str, str]]
+
+
+class JobAnswer(Struct, kw_only=True):
+    """A job; ``result`` is the call's answer once it is done, ``error`` what went wrong."""
+
+    job: str
+    purpose: str
+    state: str
+    progress: float
+    phase: str
+    volume_id: str | None
+    created: str
+    ended: str | None
+    result: Any = None
+    error: dict[str, Any] | None = None
+
+
+class RevisionsAnswer(Struct, kw_only=True):
+    """What changed. ``complete`` false: too long ago to know, read everything again."""
+
+    revision: int
+    complete: bool
+    changed: list[str]
+    removed: list[str]
+
+
+class VersionAnswer(Struct, kw_only=True):
+    """What runs here."""
+
+    version: str
+    api: str
+    qemu_img: str = field(name="qemu-img")
+
+
+class HealthAnswer(Struct, kw_only=True):
+    """``ok`` or ``degraded`` with reasons."""
+
+    status: str
+    problems: list[str]
+    locations: int
+    volumes: int
+    running_jobs: int
+
+
+class ErrorAnswer(Struct, kw_only=True):
+    """Every error: a sentence for people and a code for programs; details may follow."""
+
+    error: str
+    code: str
+
+
+def volume_answer(volume: Volume, locked: Locked | UnsetType = UNSET) -> VolumeAnswer:
+    """A volume as the API shows it."""
+    meta = volume.meta
+    return VolumeAnswer(
+        volume_id=volume.volume_id,
+        creator_id=meta.creator_id,
+        size=volume.size_bytes,
+        name=meta.name,
+        format=meta.format,
+        iso_type=UNSET if volume.iso_type is None else volume.iso_type,
+        private=meta.private,
+        bootable=meta.bootable,
+        readonly=meta.readonly,
+        shareable=meta.shareable,
+        clonable=meta.clonable,
+        alg=meta.alg,
+        bus=meta.bus,
+        cloudinit=meta.cloudinit,
+        ceph=meta.ceph,
+        exported=volume.exported,
+        size_on_disk=volume.allocated_bytes,
+        last_updated=format_last_updated(volume.modified_ns),
+        location=volume.location,
+        locked=locked,
+    )
+
+
+def encode(answer: object) -> bytes:
+    """JSON of an answer."""
+    return msgspec.json.encode(answer)

@@ -1,0 +1,65 @@
+"""Server-sent events (WHATWG HTML, section 9.2) with replay from ``Last-Event-ID``."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from starlette.responses import StreamingResponse
+
+from elemento_storage.feed import Event, Feed
+
+_KEEP_ALIVE_S = 15.0
+
+Filter = Callable[[Event], str | None]
+
+
+def event_stream(
+    feed: Feed, since: int, seen_as: Filter, stopping: asyncio.Event, until: Callable[[], bool] = lambda: False
+) -> StreamingResponse:
+    """Events after ``since`` for which ``seen_as`` gives a kind; ends when ``until`` says so after a batch.
+
+    The first event is ``hello`` with the present revision, and ``complete`` false when events before it are lost.
+    """
+    return StreamingResponse(
+        _stream(feed, since, seen_as, stopping, until),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _stream(
+    feed: Feed, since: int, seen_as: Filter, stopping: asyncio.Event, until: Callable[[], bool]
+) -> AsyncIterator[bytes]:
+    complete = feed.since(since) is not None
+    start = since if complete else feed.revision
+    yield _format("hello", feed.revision, {"revision": feed.revision, "complete": complete}, with_id=False)
+    follow = feed.follow(start, idle_s=_KEEP_ALIVE_S)
+    ended = asyncio.create_task(stopping.wait())
+    try:
+        if until():
+            return
+        while True:
+            batch_task = asyncio.ensure_future(anext(follow, None))
+            await asyncio.wait({batch_task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not batch_task.done():
+                batch_task.cancel()
+                return
+            batch = batch_task.result()
+            if batch is None:
+                return  # too slow: events were dropped; the client connects again and learns of it from hello
+            if not batch:
+                yield b": still here\n\n"
+            for event in batch:
+                kind = seen_as(event)
+                if kind is not None:
+                    body = {"revision": event.revision, "time": event.time, "subject": event.subject, **event.data}
+                    yield _format(kind, event.revision, body)
+            if until():
+                return
+    finally:
+        ended.cancel()
+
+
+def _format(kind: str, revision: int, body: dict[str, object], *, with_id: bool = True) -> bytes:
+    head = f"id: {revision}\n" if with_id else ""
+    return f"{head}event: {kind}\ndata: ".encode() + msgspec.json.encode(body) + b"\n\n"

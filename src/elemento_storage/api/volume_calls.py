@@ -1,0 +1,357 @@
+"""The document's calls about volumes (contract, section 6)."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from elemento_storage.api.call import Call, Context, Kind, Reply
+from elemento_storage.api.decode import decode
+from elemento_storage.api.schemas import (
+    AccessibleRequest,
+    BinnedAnswer,
+    CanCreateAnswer,
+    CanCreateManyRequest,
+    CanCreateRequest,
+    ClientRequest,
+    ConvertAnswer,
+    ConvertRequest,
+    CreateAnswer,
+    CreateManyRequest,
+    CreateRequest,
+    DestroyRequest,
+    HasAnswer,
+    InfoRequest,
+    Locked,
+    ResizeAnswer,
+    ResizeRequest,
+    TransferAnswer,
+    TransferRequest,
+    UpdateAnswer,
+    UpdateRequest,
+    VidAnswer,
+    VolumeAnswer,
+    volume_answer,
+)
+from elemento_storage.catalog.catalog import describe_lock
+from elemento_storage.errors import (
+    CannotShrink,
+    Conflict,
+    FormatUnsupported,
+    InvalidValue,
+    JobCancelled,
+    JobNotFound,
+    KeyReused,
+    NoRoom,
+    NotOwner,
+    PreconditionFailed,
+    VolumeExists,
+    VolumeExported,
+    VolumeLocked,
+    VolumeNotFound,
+)
+from elemento_storage.model import MAX_NAME_BYTES, Volume, gigabytes_to_bytes
+from elemento_storage.service.idempotency import derive_uid
+from elemento_storage.service.listing import Query, list_volumes
+from elemento_storage.service.volumes import NewVolume, VolumeChanges
+
+
+async def create(ctx: Context, request: CreateRequest) -> CreateAnswer:
+    """Create an empty volume. Sparse unless `preallocation` says otherwise; on disk when the answer comes."""
+    spec = _new_volume(ctx, request, 0)
+    volume = (await ctx.services.volumes.create_many([spec], ctx.progress))[0]
+    return _create_answer(volume, request.size)
+
+
+async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[CreateAnswer]:
+    """Create several volumes, or none of them when one cannot be made."""
+    requests = []
+    for position, values in enumerate(request.volumes):
+        fill = {"creatorID": request.creator_id} if request.creator_id else {}
+        try:
+            requests.append(decode(values, CreateRequest, fill=fill)[0])
+        except InvalidValue as error:
+            raise InvalidValue(f"volume {position}: {error.message}", key="volumes", position=position) from error
+    specs = [_new_volume(ctx, one, position) for position, one in enumerate(requests)]
+    volumes = await ctx.services.volumes.create_many(specs, ctx.progress)
+    return [_create_answer(volume, one.size) for volume, one in zip(volumes, requests, strict=True)]
+
+
+def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
+    ctx.actor(request.creator_id)
+    return NewVolume(
+        creator_id=request.creator_id,
+        name=_name(request.name),
+        size_bytes=_size("size", request.size),
+        format=request.format,
+        private=request.private,
+        readonly=request.readonly,
+        shareable=request.shareable,
+        bootable=request.bootable,
+        clonable=request.clonable,
+        alg=request.alg,
+        bus=request.bus,
+        preallocation=request.preallocation,
+        volume_id=derive_uid(ctx.seed, index) if ctx.seed else None,
+    )
+
+
+def _create_answer(volume: Volume, size: float) -> CreateAnswer:
+    meta = volume.meta
+    return CreateAnswer(
+        alg=meta.alg,
+        bootable=meta.bootable,
+        bus=meta.bus,
+        clonable=meta.clonable,
+        creator_id=meta.creator_id,
+        img_format=meta.format,
+        name=meta.name,
+        private=meta.private,
+        readonly=meta.readonly,
+        shareable=meta.shareable,
+        size=size,
+        vid=volume.volume_id,
+    )
+
+
+def _name(name: str) -> str:
+    if "\0" in name:
+        raise InvalidValue("'name' contains a NUL character", key="name")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidValue(f"'name' has to be a text of at most {MAX_NAME_BYTES} bytes", key="name")
+    return name
+
+
+def _size(key: str, size_gb: float) -> int:
+    try:
+        return gigabytes_to_bytes(size_gb)
+    except ValueError as error:
+        raise InvalidValue(f"'{key}' is {size_gb!r}, {error}", key=key) from None
+
+
+async def accessible(ctx: Context, request: AccessibleRequest) -> Reply:
+    """List the volumes a client can see: its own and those that are not private.
+
+    `name` may be a pattern (`web-*`), `sort` is volumeID, name, size, sizeOnDisk or lastUpdated with `-` before it for
+    descending. With `limit`, the header `X-Next-Cursor` holds the `cursor` of the next page; `X-Total-Count` counts
+    all.
+    """
+    query = Query(
+        include_locked=request.include_locked,
+        name=request.name,
+        format=request.format,
+        sort=request.sort,
+        limit=request.limit,
+        cursor=request.cursor,
+    )
+    page = await list_volumes(ctx.services.core, ctx.actor(request.client_uid), query)
+    answers = [volume_answer(volume, await _locked(ctx, volume) if volume.locks else UNSET) for volume in page.volumes]
+    headers = {"X-Total-Count": str(page.total)}
+    if page.next_cursor:
+        headers["X-Next-Cursor"] = page.next_cursor
+    return Reply(answers, headers)
+
+
+async def info(ctx: Context, request: InfoRequest) -> Reply:
+    """One volume. `ETag` names the state of its metadata, for `If-Match` on `update`."""
+    volume = await _visible(ctx, request)
+    answer = volume_answer(volume, await _locked(ctx, volume) if volume.locks else UNSET)
+    return Reply(answer, {"ETag": f'"{volume.meta_digest}"'})
+
+
+async def has(ctx: Context, request: InfoRequest) -> HasAnswer:
+    """Whether this server has a volume that the client may see."""
+    try:
+        await _visible(ctx, request)
+    except VolumeNotFound:
+        return HasAnswer(has=False, volume_id=request.volume_id)
+    return HasAnswer(has=True, volume_id=request.volume_id)
+
+
+async def _visible(ctx: Context, request: InfoRequest) -> Volume:
+    _, volume = await ctx.services.core.catalog.find(request.volume_id)
+    ctx.actor(request.client_uid).require_see(volume)
+    return volume
+
+
+async def _locked(ctx: Context, volume: Volume) -> Locked | UnsetType:
+    catalog = ctx.services.core.catalog
+    location = catalog.locations.by_name[volume.location]
+    for lock in await catalog.read_locks(location, volume):
+        return locked_answer(ctx, describe_lock(lock))
+    return UNSET
+
+
+def locked_answer(ctx: Context, described: dict[str, Any]) -> Locked:
+    """The `locked` object, with the progress when the job runs here."""
+    locked = msgspec.convert(described, Locked)
+    try:
+        locked.progress = round(ctx.services.core.jobs.get(locked.job, None).progress.fraction, 4)
+    except JobNotFound:
+        locked.progress = None
+    return locked
+
+
+async def destroy(ctx: Context, request: DestroyRequest) -> VidAnswer:
+    """Move a volume into its location's bin, from where `restore` brings it back until the retention time is over."""
+    await ctx.services.volumes.destroy(ctx.actor(request.creator_id), request.volume_id)
+    return VidAnswer(vid=request.volume_id)
+
+
+async def restore(ctx: Context, request: InfoRequest) -> VolumeAnswer:
+    """Bring a destroyed volume back."""
+    return volume_answer(await ctx.services.volumes.restore(ctx.actor(request.client_uid), request.volume_id))
+
+
+async def bin_(ctx: Context, request: ClientRequest) -> list[BinnedAnswer]:
+    """The client's destroyed volumes that can be restored, oldest first."""
+    retention_s = ctx.services.core.settings.bin_retention
+    return [
+        BinnedAnswer(
+            volume_id=binned.volume.volume_id,
+            creator_id=binned.volume.meta.creator_id,
+            name=binned.volume.meta.name,
+            size=binned.volume.size_bytes,
+            format=binned.volume.meta.format,
+            location=binned.volume.location,
+            destroyed=binned.entry.destroyed.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            purge_at=binned.entry.purge_at(retention_s).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        )
+        for binned in await ctx.services.volumes.binned(ctx.actor(request.client_uid))
+    ]
+
+
+async def update(ctx: Context, request: UpdateRequest) -> Reply:
+    """Change metadata. With `If-Match`, only if nobody changed it since the `ETag` was read."""
+    changes = VolumeChanges(
+        name=None if request.name is None else _name(request.name),
+        private=request.private,
+        readonly=request.readonly,
+        shareable=request.shareable,
+        bootable=request.bootable,
+        clonable=request.clonable,
+        alg=request.alg,
+        bus=request.bus,
+    )
+    volume = await ctx.services.volumes.update(
+        ctx.actor(request.creator_id), request.vid, changes, if_match=_if_match(ctx)
+    )
+    meta = volume.meta
+    answer = UpdateAnswer(
+        vid=volume.volume_id,
+        creator_id=meta.creator_id,
+        name=meta.name,
+        private=meta.private,
+        readonly=meta.readonly,
+        shareable=meta.shareable,
+        bootable=meta.bootable,
+        clonable=meta.clonable,
+        alg=meta.alg,
+        bus=meta.bus,
+    )
+    return Reply(answer, {"ETag": f'"{volume.meta_digest}"'})
+
+
+def _if_match(ctx: Context) -> frozenset[str] | None:
+    header = ctx.headers.get("if-match")
+    if header is None or header.strip() == "*":
+        return None
+    return frozenset(part.strip().strip('"') for part in header.split(","))
+
+
+async def resize(ctx: Context, request: ResizeRequest) -> ResizeAnswer:
+    """Make a volume larger, at once."""
+    size_bytes = _size("size", request.size)
+    volume = await ctx.services.resizing.resize(ctx.actor(request.creator_id), request.vid, size_bytes)
+    return ResizeAnswer(vid=volume.volume_id, creator_id=volume.meta.creator_id, size=request.size)
+
+
+async def convert(ctx: Context, request: ConvertRequest) -> ConvertAnswer:
+    """Convert a volume between raw and qcow2. The old data stays until the new is complete and on disk."""
+    volume = await ctx.services.converting.convert(
+        ctx.actor(request.creator_id), request.vid, request.format, ctx.progress
+    )
+    return ConvertAnswer(vid=volume.volume_id, creator_id=volume.meta.creator_id, format=volume.meta.format)
+
+
+async def transfer(ctx: Context, request: TransferRequest) -> TransferAnswer:
+    """Give a volume to another client."""
+    volume = await ctx.services.volumes.transfer(ctx.actor(request.creator_id), request.vid, request.new_creator_id)
+    return TransferAnswer(vid=volume.volume_id, creator_id=volume.meta.creator_id)
+
+
+async def cancreate(ctx: Context, request: CanCreateRequest) -> CanCreateAnswer:
+    """Whether a volume of this size would find room now, and where not why."""
+    return await _cancreate(ctx, [_size_or_text("size", request.size)])
+
+
+async def cancreate_multiple(ctx: Context, request: CanCreateManyRequest) -> CanCreateAnswer:
+    """Whether volumes of these sizes would find room now, all of them, wherever each may go."""
+    return await _cancreate(ctx, [_size_or_text("sizes", size) for size in request.sizes])
+
+
+async def _cancreate(ctx: Context, sizes_bytes: list[int]) -> CanCreateAnswer:
+    fits, reasons = await ctx.services.core.catalog.room.can_take(sizes_bytes)
+    return CanCreateAnswer(cancreate=fits, locations=reasons)
+
+
+def _size_or_text(key: str, size: float | str) -> int:
+    if not isinstance(size, str):
+        return _size(key, size)
+    try:
+        number = int(size) if size.strip().isdigit() else float(size)
+    except ValueError:
+        raise InvalidValue(f"'{key}' is {size[:80]!r}, it has to be a number of GB", key=key) from None
+    return _size(key, number)
+
+
+_ONE = (VolumeNotFound, InvalidValue)
+_CHANGE = (*_ONE, NotOwner, VolumeLocked)
+_CREATE = (InvalidValue, FormatUnsupported, JobCancelled, KeyReused, NoRoom)
+
+VOLUME_CALLS: tuple[Call[Any], ...] = (
+    Call("create", CreateRequest, CreateAnswer, create, Kind.LONG, _CREATE, creates=True),
+    Call("create/multiple", CreateManyRequest, list[CreateAnswer], create_multiple, Kind.LONG, _CREATE, creates=True),
+    Call("accessible", AccessibleRequest, list[VolumeAnswer], accessible, Kind.READ, (InvalidValue,)),
+    Call("info", InfoRequest, VolumeAnswer, info, Kind.READ, _ONE),
+    Call("has", InfoRequest, HasAnswer, has, Kind.READ, (InvalidValue,)),
+    Call(
+        "destroy",
+        DestroyRequest,
+        VidAnswer,
+        destroy,
+        Kind.CHANGE,
+        (*_CHANGE, VolumeExported),
+        aliases=("delete",),
+    ),
+    Call("restore", InfoRequest, VolumeAnswer, restore, Kind.CHANGE, (*_CHANGE, VolumeExists, NoRoom)),
+    Call("bin", ClientRequest, list[BinnedAnswer], bin_, Kind.READ),
+    Call("update", UpdateRequest, UpdateAnswer, update, Kind.CHANGE, (*_CHANGE, PreconditionFailed)),
+    Call(
+        "update/resize",
+        ResizeRequest,
+        ResizeAnswer,
+        resize,
+        Kind.CHANGE,
+        (*_CHANGE, CannotShrink, VolumeExported, FormatUnsupported, NoRoom),
+    ),
+    Call(
+        "update/convert",
+        ConvertRequest,
+        ConvertAnswer,
+        convert,
+        Kind.LONG,
+        (*_CHANGE, VolumeExported, FormatUnsupported, JobCancelled, NoRoom),
+    ),
+    Call(
+        "transfer",
+        TransferRequest,
+        TransferAnswer,
+        transfer,
+        Kind.CHANGE,
+        (*_CHANGE, Conflict),
+        aliases=("update/transfer",),
+    ),
+    Call("cancreate", CanCreateRequest, CanCreateAnswer, cancreate, Kind.READ, (InvalidValue,)),
+    Call("cancreate/multiple", CanCreateManyRequest, CanCreateAnswer, cancreate_multiple, Kind.READ, (InvalidValue,)),
+)

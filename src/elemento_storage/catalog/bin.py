@@ -1,0 +1,159 @@
+"""The recycle bin of a location: ``elemento-bin/vid.<volume_uid>.elimg.<time>``.
+
+Destroying is one rename into it, restoring one rename back; the time of destruction is in the name, so that nothing has
+to be written beside the rename. Purging renames once more, into ``.elemento/trash``, and deletes there: a purge that is
+interrupted never leaves half a volume that could be restored.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from elemento_storage.catalog.guard import volume_guard
+from elemento_storage.catalog.location import BIN_DIRECTORY, TRASH_DIRECTORY, Location
+from elemento_storage.catalog.locations import Locations, os_errors
+from elemento_storage.catalog.placement import read_space, space_problem
+from elemento_storage.config import Settings
+from elemento_storage.durable import fsync_directory
+from elemento_storage.faultpoints import reached
+from elemento_storage.model import new_uid, volume_directory_name, volume_id_of_directory
+
+log = logging.getLogger(__name__)
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
+
+
+@dataclass(frozen=True)
+class BinEntry:
+    """A destroyed volume that can still be restored."""
+
+    volume_id: str
+    directory_name: str  #: below ``elemento-bin/``
+    destroyed: datetime
+
+    def purge_at(self, retention_s: float) -> datetime:
+        """When it will be gone."""
+        return self.destroyed + timedelta(seconds=retention_s)
+
+
+def entries(location_path: str) -> list[BinEntry]:
+    """What is in the bin, oldest first; other things in there are left alone. Blocks. Raises OSError."""
+    try:
+        names = os.listdir(f"{location_path}/{BIN_DIRECTORY}")
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        volume_id = volume_id_of_directory(name[: len(volume_directory_name("0" * 32))])
+        stamp = name[len(volume_directory_name("0" * 32)) + 1 :]
+        if volume_id is None:
+            continue
+        try:
+            destroyed = datetime.strptime(stamp, _TIME_FORMAT).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        found.append(BinEntry(volume_id, name, destroyed))
+    return sorted(found, key=lambda entry: entry.destroyed)
+
+
+def move_in(location_path: str, volume_id: str) -> None:
+    """Destroy: durable when it returns. Only under the volume's guard. Blocks. Raises OSError."""
+    name = volume_directory_name(volume_id)
+    directory = f"{location_path}/{BIN_DIRECTORY}"
+    os.makedirs(directory, exist_ok=True)
+    stamp = datetime.now(UTC).strftime(_TIME_FORMAT)
+    os.rename(f"{location_path}/{name}", f"{directory}/{name}.{stamp}")
+    reached("destroy.renamed")
+    # Target first: a power failure in between shows the volume in both places or none changed, never in neither.
+    fsync_directory(directory)
+    fsync_directory(location_path)
+    reached("destroy.durable")
+
+
+def move_out(location_path: str, entry: BinEntry) -> None:
+    """Restore: durable when it returns. Only under the volume's guard. Blocks. Raises OSError."""
+    target = f"{location_path}/{volume_directory_name(entry.volume_id)}"
+    if os.path.lexists(target):
+        raise FileExistsError(target)
+    os.rename(f"{location_path}/{BIN_DIRECTORY}/{entry.directory_name}", target)
+    reached("restore.renamed")
+    fsync_directory(location_path)
+    fsync_directory(f"{location_path}/{BIN_DIRECTORY}")
+    reached("restore.durable")
+
+
+def move_to_trash(location_path: str, entry: BinEntry) -> str:
+    """Purge, first half: from here on it cannot be restored. Only under the volume's guard. Blocks."""
+    path = f"{location_path}/{TRASH_DIRECTORY}/{new_uid()}"
+    os.rename(f"{location_path}/{BIN_DIRECTORY}/{entry.directory_name}", path)
+    reached("purge.renamed")
+    return path
+
+
+def empty_trash(path: str) -> None:
+    """Purge, second half: give the space back. Idempotent; several may do it at once. Blocks."""
+    shutil.rmtree(path, ignore_errors=True)
+    reached("purge.deleted")
+
+
+def trash(location_path: str) -> list[str]:
+    """What an interrupted purge left. Blocks."""
+    with contextlib.suppress(FileNotFoundError):
+        directory = f"{location_path}/{TRASH_DIRECTORY}"
+        return [f"{directory}/{name}" for name in os.listdir(directory)]
+    return []
+
+
+class RecycleBin:
+    """The bins of all locations."""
+
+    def __init__(self, settings: Settings, locations: Locations) -> None:
+        self._retention_s = settings.bin_retention
+        self._overcommit = settings.overcommit
+        self._locations = locations
+
+    async def all(self) -> list[tuple[Location, BinEntry]]:
+        """What can be restored, oldest first."""
+        found = []
+        for location in self._locations.answering():
+            with os_errors(location):
+                found += [(location, entry) for entry in await location.disk.run(entries, location.path)]
+        return sorted(found, key=lambda item: item[1].destroyed)
+
+    async def purge(self, location: Location, entry: BinEntry) -> None:
+        """Delete a binned volume for good; nothing if somebody else was quicker."""
+        with os_errors(location):
+            guard = await location.disk.run(volume_guard, location.path, entry.volume_id)
+            try:
+                path = await location.disk.run(move_to_trash, location.path, entry)
+            except FileNotFoundError:
+                return
+            finally:
+                guard.release()
+        log.info("purging volume %s from the bin of %s", entry.volume_id, location.name)
+        await location.disk.run(empty_trash, path)
+
+    async def purge_expired(self) -> None:
+        """Delete what has been in the bin for longer than the retention time."""
+        now = datetime.now(UTC)
+        for location, entry in await self.all():
+            if location.read_only is None and entry.purge_at(self._retention_s) <= now:
+                await self.purge(location, entry)
+
+    async def make_room(self, size_bytes: int) -> bool:
+        """Purge, oldest first, until some location's free space would allow the size; whether anything was."""
+        purged = False
+        for location, entry in await self.all():
+            if location.read_only is not None:
+                continue
+            with os_errors(location):
+                space = await location.disk.run(read_space, location.path)
+            if space_problem(space, overcommit=self._overcommit, more_bytes=size_bytes) is None:
+                continue
+            log.warning("the bin of %s makes room for a new volume", location.name)
+            await self.purge(location, entry)
+            purged = True
+        return purged

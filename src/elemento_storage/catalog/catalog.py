@@ -1,0 +1,253 @@
+"""The catalog: every volume this server knows, and the only way to get hold of one.
+
+An operation is written against three calls: ``find`` (look), ``hold`` (short exclusive access under the volume's guard)
+and ``room.reserve…`` (room for a new or larger volume). What takes long takes a lock file inside ``hold``.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from elemento_storage.catalog import bin as recycle_bin
+from elemento_storage.catalog import locks, reservations
+from elemento_storage.catalog.bin import RecycleBin
+from elemento_storage.catalog.guard import volume_guard
+from elemento_storage.catalog.location import Location, OnChange, SweepReport
+from elemento_storage.catalog.locations import Locations, os_errors, require_writable
+from elemento_storage.catalog.locks import LockRecord
+from elemento_storage.catalog.room import Room
+from elemento_storage.config import Settings
+from elemento_storage.disk import Place
+from elemento_storage.durable import TEMPORARY_PREFIX
+from elemento_storage.errors import LocationUnavailable, StorageError, VolumeLocked, VolumeNotFound
+from elemento_storage.keyed_locks import KeyedLocks
+from elemento_storage.model import Volume, new_uid
+
+log = logging.getLogger(__name__)
+
+_PURGE_INTERVAL_S = 60.0
+
+Check = Callable[[Volume], None]
+Resolver = Callable[[Place, LockRecord], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A volume under its guard, as it is on disk right now."""
+
+    location: Location
+    volume: Volume
+
+    @property
+    def place(self) -> Place:
+        """The volume's directory."""
+        return self.location.place(self.volume.volume_id)
+
+    async def reload(self) -> Volume:
+        """Enter into the index what the operation has made of the volume."""
+        volume = await self.location.reload(self.volume.volume_id)
+        assert volume is not None, "the guard is held: nobody can have taken the volume away"
+        return volume
+
+
+class Catalog:
+    """Volumes in all locations below one root."""
+
+    def __init__(self, settings: Settings, on_change: OnChange) -> None:
+        self.server_id = new_uid()
+        self.locations = Locations(settings, self.server_id, on_change)
+        self.bin = RecycleBin(settings, self.locations)
+        self.room = Room(settings, self.server_id, self.locations, self.bin)
+        self.resolvers: dict[str, Resolver] = {}  #: purpose of a lock file → what to do when its server died
+        self.active_operations: set[str] = set()  #: operations under way here that hold a lock file
+        self._settings = settings
+        self._one_at_a_time = KeyedLocks()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Find the locations, put right what dead servers left, read every volume."""
+        await self.look_around()
+        self._tasks = [
+            asyncio.create_task(_every(self._settings.heartbeat, self.locations.heartbeat)),
+            asyncio.create_task(_every(self._settings.sweep_interval, self.look_around)),
+            asyncio.create_task(_every(_PURGE_INTERVAL_S, self.bin.purge_expired)),
+        ]
+
+    async def stop(self) -> None:
+        """End the background work and leave every location."""
+        for task in (*self._tasks, *self._background):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        self.locations.close()
+
+    async def look_around(self, *, max_age_s: float | None = None) -> SweepReport:
+        """Find new locations, compare the index with the disk, resolve what dead servers left."""
+        for location in await self.locations.discover():
+            await self.locations.open(location)
+        report = await self.locations.refresh(max_age_s=max_age_s)
+        self.locations.find_duplicates()
+        for location in self.locations.answering():
+            if location.read_only is None:
+                await self._resolve_leftovers(location)
+        return report
+
+    def in_background(self, work: Awaitable[None]) -> None:
+        """Do something that nobody waits for; a failure is logged."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except (StorageError, OSError) as error:
+                log.warning("background work failed, the next start or sweep finds what it left: %s", error)
+
+        task = asyncio.create_task(guarded())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _resolve_leftovers(self, location: Location) -> None:
+        """Locks of dead servers, what they had half made, temporary files, trash."""
+        with os_errors(location):
+            await location.disk.run(
+                reservations.remove_dead, location.path, self.server_id, lease_s=self._settings.lease
+            )
+        for volume_id, entry in list(location.entries.items()):
+            if entry.volume.locks or entry.leftovers:
+                with contextlib.suppress(VolumeLocked, VolumeNotFound):
+                    async with self.hold(volume_id, lambda _: None):
+                        pass  # taking hold resolves what can be resolved
+        for path in await location.disk.run(recycle_bin.trash, location.path):
+            self.in_background(location.disk.run(recycle_bin.empty_trash, path))
+
+    async def find(self, volume_id: str) -> tuple[Location, Volume]:
+        """A volume as it is on disk. Raises VolumeNotFound, LocationUnavailable."""
+        for location in self.locations.by_name.values():
+            if volume_id in location.entries:
+                if location.missing is not None:
+                    raise LocationUnavailable(
+                        f"location {location.name} does not answer: {location.missing}",
+                        location=location.name,
+                    )
+                with os_errors(location):
+                    volume = await location.fresh(volume_id)
+                if volume is not None:
+                    return location, volume
+        # Not in the index: somebody may have put it there since the last sweep.
+        for location in self.locations.by_name.values():
+            if location.missing is None and volume_id not in location.entries:
+                with os_errors(location):
+                    volume = await location.reload(volume_id)
+                if volume is not None:
+                    return location, volume
+        raise VolumeNotFound(volume_id)
+
+    @contextlib.asynccontextmanager
+    async def hold(self, volume_id: str, check: Check, *, own_lock: LockRecord | None = None) -> AsyncIterator[Held]:
+        """Exclusive access to one volume, for a moment, against every other operation anywhere.
+
+        ``check`` says whether the caller may; it is asked before anything about locks is given away. ``own_lock`` is
+        the lock file of the operation that asks. Raises VolumeNotFound, VolumeLocked, LocationUnavailable, and
+        what ``check`` raises.
+        """
+        async with self._one_at_a_time.hold(volume_id):
+            location, volume = await self.find(volume_id)
+            check(volume)
+            require_writable(location)
+            async with self.guard(location, volume_id):
+                settled = await location.reload(volume_id)
+                if settled is None:
+                    raise VolumeNotFound(volume_id)
+                check(settled)
+                own_name = own_lock.file_name if own_lock else None
+                if any(name != own_name for name in settled.locks):
+                    settled = await self._settle_locks(location, settled)
+                if location.entries[volume_id].leftovers:
+                    await location.disk.run(_remove_temporaries, location.volume_path(volume_id))
+                yield Held(location, settled)
+
+    @contextlib.asynccontextmanager
+    async def guard(self, location: Location, volume_id: str) -> AsyncIterator[None]:
+        """The volume's guard alone. Raises LocationUnavailable, NoRoom for what the operating system says."""
+        with os_errors(location):
+            guard = await location.disk.run(volume_guard, location.path, volume_id)
+            try:
+                yield
+            finally:
+                guard.release()
+
+    async def settle(self, volume_id: str) -> None:
+        """Resolve what an operation left that ended badly, by the same code as after a crash.
+
+        What cannot be resolved now stays locked and is tried again by every sweep.
+        """
+        try:
+            async with self.hold(volume_id, lambda _: None):
+                pass
+        except StorageError as error:
+            log.error("volume %s stays locked until its operation can be resolved: %s", volume_id, error)
+
+    # -- lock files ----------------------------------------------------------------------------------------
+
+    async def read_locks(self, location: Location, volume: Volume) -> list[LockRecord]:
+        """The records of a volume's lock files."""
+        directory = location.volume_path(volume.volume_id)
+        found = [await location.disk.run(locks.read_lock, directory, name) for name in volume.locks]
+        return [lock for lock in found if lock is not None]
+
+    async def _settle_locks(self, location: Location, volume: Volume) -> Volume:
+        """Resolve locks whose server is dead. Raises VolumeLocked when one remains."""
+        place = location.place(volume.volume_id)
+        for lock in await self.read_locks(location, volume):
+            orphaned = await location.disk.run(
+                locks.is_orphaned,
+                location.path,
+                lock,
+                self.server_id,
+                self.active_operations,
+                lease_s=self._settings.lease,
+            )
+            resolver = self.resolvers.get(lock.purpose)
+            if not orphaned or resolver is None:
+                raise VolumeLocked(
+                    f"the volume is locked: {lock.purpose or 'unknown operation'} by "
+                    f"{lock.host or 'another product'} since {lock.started or 'an unknown time'}",
+                    locked=describe_lock(lock),
+                )
+            log.warning("volume %s: resolving the %s that its server left", volume.volume_id, lock.purpose)
+            await resolver(place, lock)
+            await location.disk.run(locks.remove_lock, place.directory, lock)
+        settled = await location.reload(volume.volume_id)
+        if settled is None:
+            raise VolumeNotFound(volume.volume_id)
+        return settled
+
+
+def describe_lock(lock: LockRecord) -> dict[str, object]:
+    """The ``locked`` object of answers."""
+    return {
+        "purpose": lock.purpose,
+        "job": lock.operation,
+        "since": lock.started or None,
+        "host": lock.host or None,
+    }
+
+
+async def _every(interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await work()
+        except Exception:
+            log.exception("background work failed; it is tried again in %g s", interval_s)
+
+
+def _remove_temporaries(directory: str) -> None:
+    for name in os.listdir(directory):
+        if name.startswith(TEMPORARY_PREFIX):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{directory}/{name}")

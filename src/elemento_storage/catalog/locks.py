@@ -1,0 +1,110 @@
+"""Lock files: ``elemento.<purpose>.<operation_uid>.ignore`` in the volume, for the length of an operation.
+
+The file is the operation's journal too: one line of JSON with all that is needed to roll back or finish if the server
+dies. It is created and removed under the volume's guard, which makes taking it atomic across processes and servers.
+"""
+
+import contextlib
+import os
+import re
+
+import msgspec
+
+from elemento_storage.catalog.presence import is_alive
+from elemento_storage.catalog.volume_directory import LOCK_PREFIX, LOCK_SUFFIX
+from elemento_storage.durable import fsync_directory, write_new
+from elemento_storage.model import utc_now
+
+_NAME = re.compile(r"elemento\.([^.]+)\.([^.]+)\.ignore", re.ASCII)
+
+
+class LockRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a lock file says. One we cannot read (another product's) has no server."""
+
+    purpose: str
+    operation: str
+    server: str = ""
+    host: str = ""
+    pid: int = 0
+    started: str = ""
+    client: str | None = None
+    journal: dict[str, str | int] = {}
+
+    @property
+    def file_name(self) -> str:
+        """The document's name for the file."""
+        return f"{LOCK_PREFIX}{self.purpose}.{self.operation}{LOCK_SUFFIX}"
+
+
+def new_lock(
+    purpose: str, operation: str, server_id: str, client: str | None, journal: dict[str, str | int]
+) -> LockRecord:
+    """The record of an operation that starts now, here."""
+    return LockRecord(
+        purpose=purpose,
+        operation=operation,
+        server=server_id,
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        started=utc_now(),
+        client=client,
+        journal=journal,
+    )
+
+
+def write_lock(directory: str, lock: LockRecord) -> None:
+    """Make the lock durable. Only under the volume's guard, with no other lock there. Blocks."""
+    path = f"{directory}/{lock.file_name}"
+    try:
+        write_new(path, msgspec.json.encode(lock) + b"\n")
+        fsync_directory(directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def remove_lock(directory: str, lock: LockRecord) -> None:
+    """Let go. The change that the lock covered is durable before this is called. Blocks."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{lock.file_name}")
+    fsync_directory(directory)
+
+
+def read_lock(directory: str, name: str) -> LockRecord | None:
+    """What a lock file says; None when it is gone. Blocks."""
+    try:
+        descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            content = os.read(descriptor, 65536)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        content = b""
+    match = _NAME.fullmatch(name)
+    purpose, operation = match.groups() if match else (name[len(LOCK_PREFIX) : -len(LOCK_SUFFIX)], "")
+    try:
+        record = msgspec.json.decode(content, type=LockRecord)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return LockRecord(purpose=purpose, operation=operation)
+    # The name is what excludes others; a content that disagrees is not believed.
+    if (record.purpose, record.operation) != (purpose, operation):
+        return LockRecord(purpose=purpose, operation=operation)
+    return record
+
+
+def is_orphaned(location_path: str, lock: LockRecord, own_server_id: str, active: set[str], *, lease_s: float) -> bool:
+    """Whether nobody works under the lock any more, so that the operation is ours to resolve. Blocks.
+
+    ``active`` are the operations under way in this process.
+
+    A lock without a server is another product's: nobody here can know what it protects, so it stays until somebody
+    removes the file by hand (``rescan`` reports it).
+    """
+    if not lock.server:
+        return False
+    if lock.server == own_server_id:
+        return lock.operation not in active
+    return not is_alive(location_path, lock.server, lease_s=lease_s)

@@ -1,0 +1,54 @@
+"""A full look at the disk, and a report of everything strange. Touches nothing but what dead servers left."""
+
+from dataclasses import dataclass, field
+
+from elemento_storage.catalog.catalog import Catalog
+from elemento_storage.catalog.location import Location, SweepReport
+
+
+@dataclass
+class RescanReport:
+    """What a full look at the disk found."""
+
+    volumes: int = 0
+    sweep: SweepReport = field(default_factory=SweepReport)
+    odd: list[dict[str, str]] = field(default_factory=list)
+    differences: list[dict[str, str | int]] = field(default_factory=list)
+    foreign_locks: list[dict[str, str]] = field(default_factory=list)
+
+
+async def rescan(catalog: Catalog) -> RescanReport:
+    """Compare everything with the disk now."""
+    report = RescanReport(sweep=await catalog.look_around(max_age_s=0.0))
+    for location in catalog.locations.answering():
+        report.volumes += len(location.entries)
+        report.odd += [
+            {"location": location.name, "directory": name, "reason": reason}
+            for name, reason in sorted(location.odd.items())
+        ]
+        for volume_id in location.entries.keys() & catalog.locations.duplicates:
+            report.odd.append(
+                {
+                    "location": location.name,
+                    "directory": location.entries[volume_id].volume.directory_name,
+                    "reason": "the same volume id is in another location too",
+                }
+            )
+        report.differences += _differences(location)
+        for volume_id, entry in list(location.entries.items()):
+            for lock in await catalog.read_locks(location, entry.volume) if entry.volume.locks else []:
+                if not lock.server or lock.purpose not in catalog.resolvers:
+                    report.foreign_locks.append({"vid": volume_id, "lock": lock.file_name})
+    return report
+
+
+def _differences(location: Location) -> list[dict[str, str | int]]:
+    """Where meta.json says something else than the image or the directory's name, which win."""
+    found: list[dict[str, str | int]] = []
+    for volume_id, entry in location.entries.items():
+        size = entry.volume.size_bytes
+        if entry.claimed_bytes is not None and entry.claimed_bytes != size:
+            found.append({"vid": volume_id, "key": "size", "meta": entry.claimed_bytes, "disk": size})
+        if entry.claimed_id not in ("", volume_id):
+            found.append({"vid": volume_id, "key": "volumeID", "meta": entry.claimed_id, "disk": volume_id})
+    return found

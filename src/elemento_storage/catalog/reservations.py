@@ -1,0 +1,61 @@
+"""Reservations on disk: what is being made or grown, visible to every server that shares the location.
+
+``.elemento/staging/<volume id>.<bytes>.<server id>`` is a directory for a volume in the making (it becomes the volume
+in one rename) and an empty file for one that grows or comes back from the bin. The name says it all: one system call
+reserves. Whatever a dead server left there is removed.
+"""
+
+import contextlib
+import os
+import shutil
+
+from elemento_storage.catalog.location import STAGING_DIRECTORY
+from elemento_storage.catalog.presence import is_alive
+
+
+def staging_path(location_path: str, volume_id: str, size_bytes: int, server_id: str) -> str:
+    """The path of a reservation."""
+    return f"{location_path}/{STAGING_DIRECTORY}/{volume_id}.{size_bytes}.{server_id}"
+
+
+def make(path: str, *, directory: bool) -> None:
+    """Reserve. Only under the placement guard. Blocks. Raises OSError."""
+    if directory:
+        os.mkdir(path, 0o755)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+def remove(path: str) -> None:
+    """Give back; what was half made goes with it. Idempotent. Blocks."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:
+        # unlink of a directory: EISDIR on Linux, EPERM by POSIX
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+
+def foreign(location_path: str, own_server_id: str) -> dict[str, int]:
+    """Bytes reserved by other servers, by volume id. Blocks. Raises OSError."""
+    reserved: dict[str, int] = {}
+    for name in os.listdir(f"{location_path}/{STAGING_DIRECTORY}"):
+        volume_id, _, rest = name.partition(".")
+        size, _, server_id = rest.partition(".")
+        if server_id != own_server_id and size.isascii() and size.isdigit():
+            reserved[volume_id] = max(int(size), reserved.get(volume_id, 0))
+    return reserved
+
+
+def remove_dead(location_path: str, own_server_id: str, *, lease_s: float) -> list[str]:
+    """Remove what dead servers left half made; the names. Blocks. Raises OSError."""
+    staging = f"{location_path}/{STAGING_DIRECTORY}"
+    dead = []
+    for name in os.listdir(staging):
+        server_id = name.rpartition(".")[2]
+        if server_id != own_server_id and not is_alive(location_path, server_id, lease_s=lease_s):
+            remove(f"{staging}/{name}")
+            dead.append(name)
+    return dead

@@ -1,0 +1,260 @@
+"""One volume's directory: reading it, and rewriting its meta.json (contract, section 3; docs/on-disk-format.md)."""
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from elemento_storage.durable import TEMPORARY_PREFIX, fsync_directory, replace, write_new
+from elemento_storage.engine.image_header import BadHeader, virtual_size
+from elemento_storage.faultpoints import reached
+from elemento_storage.model import (
+    MARKER_SUFFIX,
+    TARGET_PREFIX,
+    Volume,
+    VolumeFormat,
+    VolumeMeta,
+    normalise_uid,
+    volume_directory_name,
+)
+
+META_FILE: Final = "meta.json"
+ISOINFO_FILE: Final = "isoinfo.json"
+LOCK_PREFIX: Final = "elemento."
+LOCK_SUFFIX: Final = ".ignore"
+_LARGEST_META_BYTES: Final = 1 << 20
+
+# A directory changed twice within one tick of the file system's clock has the same mtime both times. Younger than
+# this, an mtime proves nothing and the directory is read again (as git does with its index). Network file systems
+# keep whole seconds at worst.
+RACY_NS: Final = 2 * 10**9
+
+
+class OddDirectory(Exception):
+    """Looks like a volume and is not one; the text says why. It is reported and never touched."""
+
+
+class VolumeVanished(Exception):
+    """The directory is not there (any more)."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A volume and what its directory looked like when it was read."""
+
+    volume: Volume
+    directory_mtime_ns: int  #: 0: too young to be believed
+    meta_identity: int  #: hash of meta.json's inode, mtime and length; 0: too young to be believed
+    claimed_bytes: int | None  #: ``size`` in meta.json
+    claimed_id: str  #: ``volumeID`` in meta.json
+    leftovers: bool  #: temporary files of a writer that died
+
+
+_meta_decoder = msgspec.json.Decoder(VolumeMeta)
+
+
+def read_entry(
+    location_path: str, location_name: str, volume_id: str, *, lease_s: float, directory_name: str | None = None
+) -> Entry:
+    """Read a volume directory. Blocks. Raises OddDirectory, VolumeVanished, OSError (the location is ill)."""
+    directory = f"{location_path}/{directory_name or volume_directory_name(volume_id)}"
+    try:
+        directory_status = os.lstat(directory)
+        if not stat.S_ISDIR(directory_status.st_mode):
+            raise OddDirectory("not a directory")
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        raise VolumeVanished(volume_id) from None
+
+    locks: list[str] = []
+    markers: list[str] = []
+    leftovers = False
+    for name in names:
+        if name.startswith(LOCK_PREFIX) and name.endswith(LOCK_SUFFIX):
+            locks.append(name)
+        elif name.startswith(TARGET_PREFIX) and name.endswith(MARKER_SUFFIX):
+            markers.append(name)
+        elif name.startswith(TEMPORARY_PREFIX):
+            leftovers = True
+
+    content, meta_identity = _read_small(directory, META_FILE)
+    try:
+        meta = _meta_decoder.decode(content)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise OddDirectory(f"meta.json cannot be read: {error}") from error
+    owner = normalise_uid(meta.creator_id)
+    if owner is not None and owner != meta.creator_id:
+        meta = msgspec.structs.replace(meta, creator_id=owner)
+
+    data_path = f"{directory}/{meta.format.data_file}"
+    try:
+        data = os.lstat(data_path)
+    except FileNotFoundError:
+        raise OddDirectory(f"{meta.format.data_file} is missing, and meta.json says {meta.format}") from None
+    if not stat.S_ISREG(data.st_mode):
+        raise OddDirectory(f"{meta.format.data_file} is not a regular file")
+    if meta.format is VolumeFormat.RBD:
+        size_bytes = int(meta.size or 0)
+    else:
+        try:
+            size_bytes = virtual_size(data_path, meta.format, data.st_size)
+        except BadHeader as error:
+            raise OddDirectory(f"{meta.format.data_file} cannot be used: {error}") from error
+
+    return Entry(
+        volume=Volume(
+            meta=meta,
+            volume_id=volume_id,
+            location=location_name,
+            size_bytes=size_bytes,
+            allocated_bytes=min(data.st_size, data.st_blocks * 512),
+            modified_ns=data.st_mtime_ns,
+            iso_type=_iso_type(directory) if meta.format is VolumeFormat.ISO and ISOINFO_FILE in names else None,
+            locks=tuple(sorted(locks)),
+            markers=tuple(sorted(markers)),
+            exported=any_fresh(directory, markers, lease_s),
+            meta_digest=hashlib.blake2b(content, digest_size=8).hexdigest(),
+        ),
+        directory_mtime_ns=believable(directory_status.st_mtime_ns),
+        meta_identity=meta_identity,
+        claimed_bytes=None if meta.size is None else int(meta.size),
+        claimed_id=meta.volume_id,
+        leftovers=leftovers,
+    )
+
+
+def refresh_entry(entry: Entry, location_path: str, *, lease_s: float) -> Entry:
+    """The entry as the disk says now: ``entry`` itself when nothing changed. Three stat calls when so.
+
+    Raises what ``read_entry`` raises.
+    """
+    volume = entry.volume
+    directory = f"{location_path}/{volume.directory_name}"
+    try:
+        directory_mtime_ns = os.lstat(directory).st_mtime_ns
+        meta_identity = _identity(os.lstat(f"{directory}/{META_FILE}"))
+        data = os.lstat(f"{directory}/{volume.meta.format.data_file}")
+    except FileNotFoundError:
+        return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
+    allocated_bytes = min(data.st_size, data.st_blocks * 512)
+    unchanged = directory_mtime_ns == entry.directory_mtime_ns and meta_identity == entry.meta_identity
+    if not unchanged or not meta_identity:
+        return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
+    if data.st_mtime_ns != volume.modified_ns:
+        if volume.meta.format is not VolumeFormat.RBD:
+            # Whoever wrote to the image may have grown it.
+            return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
+    elif allocated_bytes == volume.allocated_bytes and not volume.markers:
+        return entry
+    return msgspec.structs.replace(
+        entry,
+        volume=msgspec.structs.replace(
+            volume,
+            allocated_bytes=allocated_bytes,
+            modified_ns=data.st_mtime_ns,
+            exported=any_fresh(directory, volume.markers, lease_s),
+        ),
+    )
+
+
+def believable(mtime_ns: int) -> int:
+    """A directory's mtime if it is old enough to prove that nothing changed since, else 0."""
+    return mtime_ns if time.time_ns() - mtime_ns > RACY_NS else 0
+
+
+def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: float) -> bool:
+    """Whether an export marker was touched within the lease."""
+    horizon = time.time() - lease_s
+    for name in markers:
+        try:
+            if os.lstat(f"{directory}/{name}").st_mtime >= horizon:
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+def publish(staging: str, location_path: str, meta: VolumeMeta) -> None:
+    """Make a finished staging directory a volume, in one rename; durable when it returns. Blocks.
+
+    Raises OSError; ENOTEMPTY or EEXIST when a volume of this id exists.
+    """
+    write_new(f"{staging}/{META_FILE}", msgspec.json.encode(meta))
+    fsync_directory(staging)
+    reached("create.staged")
+    os.rename(staging, f"{location_path}/{volume_directory_name(meta.volume_id)}")
+    reached("create.renamed")
+    fsync_directory(location_path)
+    reached("create.durable")
+
+
+def image_size(directory: str, image_format: VolumeFormat) -> int:
+    """The virtual size that a file image says. Blocks. Raises BadHeader, OSError."""
+    path = f"{directory}/{image_format.data_file}"
+    return virtual_size(path, image_format, os.lstat(path).st_size)
+
+
+def read_format(directory: str) -> VolumeFormat:
+    """The format that meta.json says. Blocks. Raises OddDirectory, OSError."""
+    content, _ = _read_small(directory, META_FILE)
+    try:
+        return _meta_decoder.decode(content).format
+    except msgspec.DecodeError as error:
+        raise OddDirectory(f"meta.json cannot be read: {error}") from error
+
+
+def read_image_size(directory: str) -> int:
+    """The virtual size that the image of the format in meta.json says. Blocks."""
+    return image_size(directory, read_format(directory))
+
+
+def rewrite_meta(directory: str, changes: Mapping[str, object]) -> None:
+    """Change keys of meta.json in one durable step; keys we do not know stay. Blocks.
+
+    Only under the volume's guard. Raises OddDirectory, OSError.
+    """
+    content, _ = _read_small(directory, META_FILE)
+    # The standard library's reader: numbers of any length in keys that are not ours come out as they went in.
+    values = json.loads(content)
+    values.update(changes)
+    replace(f"{directory}/{META_FILE}", json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _read_small(directory: str, name: str) -> tuple[bytes, int]:
+    """A small file's bytes and identity. Raises OddDirectory."""
+    try:
+        descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if not os.path.isdir(directory):
+            raise VolumeVanished(directory) from None
+        raise OddDirectory(f"{name} is missing") from None
+    except OSError as error:
+        raise OddDirectory(f"{name} cannot be opened: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OddDirectory(f"{name} is not a regular file")
+        if status.st_size > _LARGEST_META_BYTES:
+            raise OddDirectory(f"{name} has {status.st_size} bytes")
+        return os.read(descriptor, _LARGEST_META_BYTES), _identity(status)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> int:
+    if not believable(status.st_mtime_ns):
+        return 0
+    return hash((status.st_ino, status.st_mtime_ns, status.st_size)) or 1
+
+
+def _iso_type(directory: str) -> str | None:
+    try:
+        info = msgspec.json.decode(_read_small(directory, ISOINFO_FILE)[0])
+    except (OddDirectory, msgspec.DecodeError, RecursionError):
+        return None
+    iso_type = info.get("isotype") if isinstance(info, dict) else None
+    return iso_type if isinstance(iso_type, str) else None

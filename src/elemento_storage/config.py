@@ -1,0 +1,182 @@
+"""Settings: built-in defaults, then a TOML file, then environment variables, then flags; the later wins.
+
+A setting ``bin-retention`` is ``bin-retention = …`` in the file, ``ELEMENTO_STORAGE_BIN_RETENTION`` in the environment
+and ``--bin-retention`` on the command line. Durations are seconds.
+"""
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from elemento_storage.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "ELEMENTO_STORAGE_"
+_NOT_SETTINGS = {ENVIRONMENT_PREFIX + "FAULTPOINT", ENVIRONMENT_PREFIX + "CONFIG_FILE"}
+
+
+class Auth(StrEnum):
+    """Who may call."""
+
+    LOOPBACK = "trusted-loopback"
+    NETWORK = "trusted-network"
+    TOKENS = "tokens"
+
+
+def _setting(default: object, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The effective settings of one server. ``metadata["doc"]`` of each field is its documentation."""
+
+    root: str = _setting("/mnt", "the directory under which locations are looked for")
+    search_depth: int = _setting(2, "how many levels below the root may hold a settings.json")
+    state_dir: str = _setting("/var/lib/elemento-storage", "where this server keeps tokens and idempotency keys")
+    listen: str = _setting("127.0.0.1:7772", "HOST:PORT to listen on; [::1]:7772 for IPv6")
+    auth: Auth = _setting(
+        Auth.LOOPBACK,
+        "trusted-loopback: everybody on this machine is trusted; tokens: every call needs a token; "
+        "trusted-network: everybody who reaches the address is trusted",
+    )
+    tls_certificate: str = _setting("", "PEM file of the certificate chain; with tls-key turns HTTPS on")
+    tls_key: str = _setting("", "PEM file of the certificate's private key")
+    overcommit: float = _setting(
+        1.0, "a new volume may be this many times as large as the file system's free space; 0: any size"
+    )
+    bin_retention: float = _setting(86400.0, "how long a destroyed volume can be restored; 0: not at all")
+    lease: float = _setting(30.0, "after this long without a sign of life a server or an export is dead")
+    heartbeat: float = _setting(5.0, "how often this server gives a sign of life in each location")
+    sweep_interval: float = _setting(5.0, "how often locations are looked at for changes made behind the server's back")
+    disk_timeout: float = _setting(30.0, "how long a location may take to answer before the call fails")
+    job_timeout: float = _setting(86400.0, "how long a conversion or preallocation may take")
+    max_body: int = _setting(1_048_576, "bytes of a JSON request body at the most")
+    log_level: str = _setting("info", "debug, info, warning or error")
+
+    @property
+    def listen_host(self) -> str:
+        """The host part of ``listen``, without the brackets of IPv6."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        """The port part of ``listen``."""
+        return int(self.listen.rpartition(":")[2])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A setting's value and where it came from."""
+
+    name: str
+    value: str | int | float
+    source: str
+    doc: str
+
+
+def setting_names() -> list[str]:
+    """Every setting's name as files and flags write it."""
+    return [spec.name.replace("_", "-") for spec in fields(Settings)]
+
+
+def load(
+    config_file: str | None, flags: Mapping[str, object], environment: Mapping[str, str] | None = None
+) -> tuple[Settings, list[Origin]]:
+    """The effective settings and each one's origin. Raises ConfigurationError with what to change."""
+    environment = os.environ if environment is None else environment
+    from_file = _read_file(config_file) if config_file else {}
+    known = set(setting_names())
+    if unknown := sorted(set(from_file) - known):
+        raise ConfigurationError(f"{config_file}: unknown settings {', '.join(unknown)}")
+    ours = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in _NOT_SETTINGS}
+    if unknown := sorted(ours - {_variable(name) for name in known}):
+        raise ConfigurationError(f"unknown settings in the environment: {', '.join(unknown)}")
+
+    values: dict[str, Any] = {}
+    origins = []
+    for spec in fields(Settings):
+        name = spec.name.replace("_", "-")
+        raw: object = spec.default
+        source = "default"
+        if name in from_file:
+            raw, source = from_file[name], str(config_file)
+        if _variable(name) in environment:
+            raw, source = environment[_variable(name)], _variable(name)
+        if flags.get(spec.name) is not None:
+            raw, source = flags[spec.name], f"--{name}"
+        values[spec.name] = _convert(name, raw, type(spec.default), source)
+        origins.append(Origin(name, values[spec.name], source, spec.metadata["doc"]))
+    settings = Settings(**values)
+    _validate(settings)
+    return settings, origins
+
+
+def _variable(name: str) -> str:
+    return ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+
+
+def _read_file(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+
+
+def _convert(name: str, raw: object, kind: type, source: str) -> object:
+    if kind is str and isinstance(raw, str):
+        return raw
+    if isinstance(raw, kind) and not isinstance(raw, bool):
+        return raw
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if isinstance(raw, str):
+        try:
+            return kind(raw)
+        except ValueError:
+            pass
+    wanted = (
+        " or ".join(kind)
+        if issubclass(kind, StrEnum)
+        else {"int": "a whole number", "float": "a number"}.get(kind.__name__, "text")
+    )
+    raise ConfigurationError(f"{name} from {source} is {raw!r}, it has to be {wanted}")
+
+
+def _validate(settings: Settings) -> None:
+    host, colon, port = settings.listen.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"listen is {settings.listen!r}, it has to be HOST:PORT")
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise ConfigurationError("tls-certificate and tls-key go together: give both or neither")
+    for name in ("search_depth", "overcommit", "bin_retention"):
+        if not getattr(settings, name) >= 0:
+            raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")
+    for name in ("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", "max_body"):
+        if not getattr(settings, name) > 0:
+            raise ConfigurationError(f"{name.replace('_', '-')} has to be greater than 0")
+    if settings.heartbeat * 3 > settings.lease:
+        raise ConfigurationError("lease has to be at least three times heartbeat, or a busy moment looks like death")
+    if settings.log_level not in {"debug", "info", "warning", "error"}:
+        raise ConfigurationError("log-level has to be debug, info, warning or error")
+    if settings.auth is Auth.LOOPBACK and not is_loopback(settings.listen_host):
+        raise ConfigurationError(
+            f"refusing to listen on {settings.listen}: anybody who reaches it could read and destroy every volume. "
+            "Create tokens and say --auth tokens, or say --auth trusted-network if the network is yours alone"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address. A name other than localhost is not believed."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,60 @@
+"""Changes to the disk that survive a power failure once the call has returned.
+
+A file's bytes are on disk after its own fsync, its *name* after an fsync of the directory that holds it
+(POSIX; ext4 and XFS keep rename atomic but not durable). Every function here blocks: call it in a thread.
+"""
+
+import contextlib
+import os
+import secrets
+
+TEMPORARY_PREFIX = ".elemento-tmp-"
+
+
+def fsync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: str) -> None:
+    """Make a file's bytes durable, whoever wrote them."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: str, content: bytes, *, mode: int = 0o644) -> None:
+    """Create a file that must not exist yet, with its bytes on disk. Its name is not yet durable."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        write_all(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
+    """Put ``content`` at ``path`` in one step: readers see the old bytes or the new ones, never a mixture."""
+    directory = os.path.dirname(path)
+    temporary = f"{directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    try:
+        write_new(temporary, content, mode=mode)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(directory)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """os.write until every byte is taken."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,1 @@
+"""Block work on images: reading headers, qemu-img."""

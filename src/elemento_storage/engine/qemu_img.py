@@ -1,0 +1,106 @@
+"""qemu-img: creating, growing and converting images offline. Every format is forced, never guessed from content."""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+
+from elemento_storage import process
+from elemento_storage.errors import ToolMissing
+from elemento_storage.model import Preallocation, VolumeFormat
+
+_QUICK = process.Limits(timeout_s=60, address_space_bytes=2 * 2**30, cpu_s=60)
+_PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
+
+
+def find() -> str:
+    """The path of qemu-img. Raises ToolMissing."""
+    path = shutil.which("qemu-img")
+    if path is None:
+        raise ToolMissing("qemu-img is not installed; `make setup` installs it, the Debian package is qemu-utils")
+    return path
+
+
+async def version() -> str:
+    """The version of the qemu-img found, such as ``10.0.2``. Raises ToolMissing, ToolFailed."""
+    output = (await process.run([find(), "--version"], _QUICK)).stdout
+    match = re.search(r"version (\d+(?:\.\d+)+)", output)
+    return match.group(1) if match else output.strip()
+
+
+async def create(
+    path: str,
+    image_format: VolumeFormat,
+    size_bytes: int,
+    *,
+    preallocation: Preallocation = Preallocation.OFF,
+    timeout_s: float = 60.0,
+    cancel: asyncio.Event | None = None,
+) -> None:
+    """Create an image. Raises ToolFailed, ToolTimeout, JobCancelled."""
+    await process.run(
+        [
+            find(),
+            "create",
+            "-q",
+            "-f",
+            image_format.value,
+            "-o",
+            f"preallocation={preallocation.value}",
+            "--",
+            path,
+            str(size_bytes),
+        ],
+        process.Limits(timeout_s=timeout_s),
+        cancel=cancel,
+    )
+
+
+async def grow(path: str, image_format: VolumeFormat, size_bytes: int) -> None:
+    """Set a larger virtual size; the new room reads as zeros. Raises ToolFailed."""
+    await process.run([find(), "resize", "-q", "-f", image_format.value, "--", path, str(size_bytes)], _QUICK)
+
+
+async def convert(
+    source: str,
+    source_format: VolumeFormat,
+    target: str,
+    target_format: VolumeFormat,
+    *,
+    on_fraction: Callable[[float], None],
+    timeout_s: float,
+    cancel: asyncio.Event | None = None,
+) -> None:
+    """Copy what a guest would see in ``source`` into a new image. The result is not yet synced.
+
+    Default options are the fast ones (measured with 10.0.2): out-of-order writes and more coroutines gain nothing on
+    a local file system, and ``-t none`` is slower. Raises ToolFailed, ToolTimeout, JobCancelled.
+    """
+    rest = ""
+
+    def parse(piece: str) -> None:
+        nonlocal rest
+        text = rest + piece
+        matches = list(_PERCENT.finditer(text))
+        if matches:
+            on_fraction(float(matches[-1].group(1)) / 100)
+            text = text[matches[-1].end() :]
+        rest = text[-32:]
+
+    await process.run(
+        [
+            find(),
+            "convert",
+            "-p",
+            "-f",
+            source_format.value,
+            "-O",
+            target_format.value,
+            "--",
+            source,
+            target,
+        ],
+        process.Limits(timeout_s=timeout_s, address_space_bytes=4 * 2**30),
+        on_output=parse,
+        cancel=cancel,
+    )

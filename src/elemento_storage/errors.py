@@ -1,0 +1,252 @@
+"""Every error the product raises on purpose.
+
+One tree; the second level are the *families*, which the API maps to a status (``api/errors.py``) and the
+command line to an exit code. Each class has a stable ``code`` that clients may test for; the message is for
+people and says what to do next.
+
+    StorageError
+    ├─ InvalidRequest        the caller's input is wrong
+    │  ├─ MissingKey, InvalidValue, NotJSON
+    ├─ UnsupportedMediaType, BodyTooLarge, MethodNotAllowed
+    ├─ Unauthenticated       no token, or one that is not ours
+    ├─ Forbidden             known, but not allowed
+    ├─ NotFound              no such volume, location, job or route
+    ├─ Conflict              the state of the volume forbids it
+    ├─ PreconditionFailed    If-Match did not match
+    ├─ KeyReused             an Idempotency-Key was used for another body
+    ├─ VolumeLocked          another operation holds the volume
+    ├─ Unavailable           a location or a server does not answer; try again
+    ├─ NoRoom                no location can take the volume
+    ├─ InternalFault         our fault: ToolFailed, ToolMissing, Cancelled …
+    └─ ConfigurationError    the server cannot start like this
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class StorageError(Exception):
+    """The root of the tree. ``details`` are further JSON keys of the answer and hold no secrets."""
+
+    code: ClassVar[str] = "internal-error"
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: Mapping[str, object] = details
+
+
+class InvalidRequest(StorageError):
+    """The input is wrong. The sentence always starts as the document shows it."""
+
+    code = "bad-request"
+
+    def __init__(self, reason: str, **details: object) -> None:
+        super().__init__(f"request was badly formatted. {reason}", **details)
+
+
+class MissingKey(InvalidRequest):
+    """A required key is absent. The document shows its answer to the letter."""
+
+    code = "missing-key"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"'{key}'", key=key)
+
+
+class InvalidValue(InvalidRequest):
+    """A key's value is of the wrong type or out of range."""
+
+    code = "invalid-value"
+
+
+class NotJSON(InvalidRequest):
+    """The body is not a JSON object."""
+
+    code = "not-json"
+
+
+class UnsupportedMediaType(StorageError):
+    """The body's Content-Type is not ``application/json``."""
+
+    code = "unsupported-media-type"
+
+
+class BodyTooLarge(StorageError):
+    """The body is larger than any call of this kind needs."""
+
+    code = "body-too-large"
+
+
+class MethodNotAllowed(StorageError):
+    """The route exists, the method does not."""
+
+    code = "method-not-allowed"
+
+
+class Unauthenticated(StorageError):
+    """No token, or one that is unknown or revoked."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(StorageError):
+    """The caller is known and may not do this."""
+
+    code = "forbidden"
+
+
+class NotOwner(Forbidden):
+    """Only the owner may do this; the volume is one the caller may see."""
+
+    code = "not-owner"
+
+
+class NotFound(StorageError):
+    """Nothing of that name, or nothing the caller may know of."""
+
+    code = "not-found"
+
+
+class RouteNotFound(NotFound):
+    """No such path, or no such API version."""
+
+    code = "route-not-found"
+
+
+class VolumeNotFound(NotFound):
+    """No such volume, or a private one of somebody else: the answer is the same."""
+
+    code = "volume-not-found"
+
+    def __init__(self, volume_id: str) -> None:
+        super().__init__(f"no volume {volume_id}", volume_id=volume_id)
+
+
+class JobNotFound(NotFound):
+    """No such job, one that ended too long ago, or somebody else's."""
+
+    code = "job-not-found"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id}; jobs are forgotten an hour after their end", job_id=job_id)
+
+
+class Conflict(StorageError):
+    """The volume's state forbids the operation."""
+
+    code = "conflict"
+
+
+class VolumeExported(Conflict):
+    """The operation needs the volume for itself, and it is exported."""
+
+    code = "volume-exported"
+
+
+class CannotShrink(Conflict):
+    """A resize to less than the present size."""
+
+    code = "cannot-shrink"
+
+
+class FormatUnsupported(Conflict):
+    """The volume's format does not allow the operation (an ISO is never converted or resized)."""
+
+    code = "format-unsupported"
+
+
+class ImageDamaged(Conflict):
+    """The image's header cannot be believed."""
+
+    code = "image-damaged"
+
+
+class VolumeExists(Conflict):
+    """A volume of this id exists already."""
+
+    code = "volume-exists"
+
+
+class JobEnded(Conflict):
+    """The job is over: nothing is left to cancel."""
+
+    code = "job-ended"
+
+
+class JobCancelled(Conflict):
+    """The operation was cancelled at the caller's wish; the volume is as it was."""
+
+    code = "job-cancelled"
+
+
+class PreconditionFailed(StorageError):
+    """If-Match named another state of the volume."""
+
+    code = "precondition-failed"
+
+
+class KeyReused(StorageError):
+    """An Idempotency-Key came back with another body."""
+
+    code = "idempotency-key-reused"
+
+
+class VolumeLocked(StorageError):
+    """Another operation holds the volume; ``locked`` says which."""
+
+    code = "volume-locked"
+
+
+class Unavailable(StorageError):
+    """Something outside this process does not answer. The outcome is unknown or nothing happened; try again."""
+
+    code = "unavailable"
+
+
+class LocationUnavailable(Unavailable):
+    """A location is gone, hangs, or is read-only."""
+
+    code = "location-unavailable"
+
+
+class NoRoom(StorageError):
+    """No location has room; ``locations`` gives each one's reason."""
+
+    code = "no-room"
+
+
+class InternalFault(StorageError):
+    """Our fault, or the host's. The request's payload goes back with a request id; details are in the log."""
+
+    code = "internal-error"
+
+
+class ToolFailed(InternalFault):
+    """A program we ran failed. Holds its arguments and the end of what it said on stderr, for the log."""
+
+    code = "tool-failed"
+
+    def __init__(self, argv: list[str], status: int, stderr: str) -> None:
+        super().__init__(f"{argv[0]} failed with exit status {status}")
+        self.argv = argv
+        self.status = status
+        self.stderr = stderr
+
+
+class ToolTimeout(InternalFault):
+    """A program we ran did not end in time and was killed."""
+
+    code = "tool-timeout"
+
+
+class ToolMissing(InternalFault):
+    """A program we need is not installed."""
+
+    code = "tool-missing"
+
+
+class ConfigurationError(StorageError):
+    """The settings do not allow the server to start."""
+
+    code = "configuration"

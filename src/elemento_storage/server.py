@@ -1,0 +1,196 @@
+"""The composition root: builds the parts, starts them, serves, stops them."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from elemento_storage.api.app import Api
+from elemento_storage.api.auth import Authenticator
+from elemento_storage.catalog.catalog import Catalog
+from elemento_storage.config import Auth, Settings
+from elemento_storage.disk import Disk
+from elemento_storage.engine import qemu_img
+from elemento_storage.errors import ConfigurationError, ToolMissing
+from elemento_storage.feed import Feed
+from elemento_storage.jobs import Jobs
+from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.service.convert import Converting
+from elemento_storage.service.core import Core, announce
+from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.resize import Resizing
+from elemento_storage.service.services import Services
+from elemento_storage.service.tokens import TokenStore
+from elemento_storage.service.volumes import Volumes
+from elemento_storage.stores.base import Store
+from elemento_storage.stores.directory import DirectoryStore
+
+log = logging.getLogger(__name__)
+
+_STOP_GRACE_S = 10.0
+
+
+class Server:
+    """All parts of one server process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.feed = Feed()
+        self.tokens = TokenStore(settings.state_dir)
+        self._state_disk = Disk("state")
+
+        def on_change(before: Volume | None, after: Volume | None) -> None:
+            announce(self.feed, before, after)
+
+        self.catalog = Catalog(settings, on_change)
+        files = DirectoryStore(job_timeout_s=settings.job_timeout)
+        stores: dict[VolumeFormat, Store] = {VolumeFormat.RAW: files, VolumeFormat.QCOW2: files}
+        core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed)
+        self.services = Services(
+            core=core,
+            volumes=Volumes(core),
+            resizing=Resizing(core),
+            converting=Converting(core),
+            idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
+        )
+        self.api = Api(self.services, Authenticator(settings.auth, self.tokens))
+
+    async def start(self) -> None:
+        """Read the disk and put right what is left of dead servers. Raises ConfigurationError."""
+        try:
+            await self.services.idempotency.start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the state directory {self.settings.state_dir} cannot be used: {error.strerror}; "
+                "give another one with --state-dir"
+            ) from error
+        if self.settings.auth is Auth.TOKENS and not self.tokens.tokens():
+            log.warning("there are no tokens yet, nobody can call: `elemento-storage token create` makes one")
+        started = time.monotonic()
+        await self.catalog.start()
+        count = sum(len(location.entries) for location in self.catalog.locations.by_name.values())
+        log.info(
+            "%d volumes in %d locations below %s, read in %.2f s",
+            count,
+            len(self.catalog.locations.by_name),
+            self.settings.root,
+            time.monotonic() - started,
+        )
+        try:
+            log.info("qemu-img %s", await qemu_img.version())
+        except ToolMissing as error:
+            log.error(error.message)
+
+    async def stop(self) -> None:
+        """Roll back what runs, leave the locations."""
+        self.api.stopping.set()
+        await self.services.core.jobs.stop(_STOP_GRACE_S)
+        await self.catalog.stop()
+        self._state_disk.close()
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves the signals to us: uvicorn raises them again when it is done, before we have stopped."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigurationError."""
+    _log_to_stderr(settings.log_level)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_serve(settings))
+    # Threads that hang in a dead file system would keep the interpreter from ending.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+async def _serve(settings: Settings) -> None:
+    listener = _listen(settings)
+    server = Server(settings)
+    config = uvicorn.Config(
+        server.api,
+        http="httptools",
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ssl_certfile=settings.tls_certificate or None,
+        ssl_keyfile=settings.tls_key or None,
+        timeout_graceful_shutdown=int(_STOP_GRACE_S),
+        h11_max_incomplete_event_size=65536,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise ConfigurationError(f"the TLS certificate or key cannot be used: {error}") from error
+    await server.start()
+    http = _HttpServer(config)
+
+    def stop() -> None:
+        http.should_exit = True
+        server.api.stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    scheme = "https" if settings.tls_certificate else "http"
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("listening on %s://%s:%d (%s)", scheme, shown, port, settings.auth.value)
+    _notify("READY=1")
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await http.serve(sockets=[listener])
+    finally:
+        _notify("STOPPING=1")
+        await server.stop()
+        log.info("stopped")
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.listen_host, settings.listen_port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {settings.listen}: {error.strerror or error}") from error
+    listener.listen(1024)
+    return listener
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    import uvloop  # noqa: PLC0415  loading it costs the other commands 20 ms
+
+    return uvloop.new_event_loop()
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing when it did not ask."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+            notifier.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+            notifier.sendall(state.encode())
+
+
+def _log_to_stderr(level: str) -> None:
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,0 +1,46 @@
+"""What every use case works with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from elemento_storage.catalog.catalog import Catalog
+from elemento_storage.catalog.location import differs
+from elemento_storage.config import Settings
+from elemento_storage.errors import FormatUnsupported
+from elemento_storage.feed import Feed
+from elemento_storage.jobs import Jobs
+from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.service.access import audience
+from elemento_storage.stores.base import Store
+
+
+@dataclass(frozen=True)
+class Core:
+    """The server's parts below the use cases."""
+
+    settings: Settings
+    catalog: Catalog
+    stores: Mapping[VolumeFormat, Store]
+    jobs: Jobs
+    feed: Feed
+
+    def store(self, image_format: VolumeFormat) -> Store:
+        """The store that keeps a format. Raises FormatUnsupported."""
+        try:
+            return self.stores[image_format]
+        except KeyError:
+            raise FormatUnsupported(f"this server does not keep {image_format} volumes") from None
+
+
+def announce(feed: Feed, before: Volume | None, after: Volume | None) -> None:
+    """Put a change of the index into the feed, whoever made it."""
+    subject = after or before
+    if subject is None or not differs(before, after):
+        return
+    kind = "volume.created" if before is None else "volume.removed" if after is None else "volume.changed"
+    feed.publish(
+        kind,
+        subject.volume_id,
+        before=audience(before) if before else None,
+        after=audience(after) if after else None,
+    )

@@ -1,0 +1,34 @@
+"""What is not well, in sentences an operator can act on."""
+
+from elemento_storage.catalog.placement import read_space
+from elemento_storage.service.core import Core
+
+
+async def health_problems(core: Core) -> list[str]:
+    """Empty when all is well."""
+    locations = core.catalog.locations
+    problems = []
+    if locations.problem:
+        problems.append(locations.problem)
+    elif not locations.by_name:
+        problems.append(f"no location below {core.settings.root}: put a settings.json into a directory there")
+    for location in locations.by_name.values():
+        if location.problem:
+            problems.append(f"location {location.name}: {location.problem}")
+        if location.missing is not None:
+            continue
+        if location.odd:
+            problems.append(f"location {location.name}: {len(location.odd)} directories are no volumes, see rescan")
+        try:
+            space = await location.disk.run(read_space, location.path)
+        except OSError as error:
+            problems.append(f"location {location.name}: {error.strerror}")
+            continue
+        if location.is_unique and not space.is_mount_point:
+            problems.append(f"location {location.name}: not mounted")
+        if space.free_bytes < space.total_bytes * 0.05:
+            problems.append(
+                f"location {location.name}: only {space.free_bytes} bytes free; sparse volumes may fail to grow"
+            )
+    problems += [f"volume {volume_id} is in more than one location" for volume_id in sorted(locations.duplicates)]
+    return problems

@@ -1,0 +1,20 @@
+"""All use cases of one server, put together."""
+
+from dataclasses import dataclass
+
+from elemento_storage.service.convert import Converting
+from elemento_storage.service.core import Core
+from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.resize import Resizing
+from elemento_storage.service.volumes import Volumes
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the API calls."""
+
+    core: Core
+    volumes: Volumes
+    resizing: Resizing
+    converting: Converting
+    idempotency: IdempotencyKeys

@@ -1,0 +1,1 @@
+"""Where bytes live. ``STORES`` says which store keeps a format."""

@@ -1,0 +1,45 @@
+"""What every store can do. The core looks at the capabilities before it calls; no store raises "unsupported"."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from elemento_storage.disk import Place
+from elemento_storage.model import Preallocation, VolumeFormat
+from elemento_storage.progress import Progress
+
+
+@dataclass(frozen=True)
+class StoreCapabilities:
+    """What a store does, as data."""
+
+    creates: frozenset[VolumeFormat]
+    grows: frozenset[VolumeFormat]
+    converts: frozenset[VolumeFormat]  #: between each two of these
+    preallocates: dict[VolumeFormat, frozenset[Preallocation]]
+
+
+class Store(Protocol):
+    """Bytes of volumes below one directory each. Every method's work is on disk when it returns."""
+
+    capabilities: StoreCapabilities
+
+    async def allocate(
+        self,
+        place: Place,
+        image_format: VolumeFormat,
+        size_bytes: int,
+        preallocation: Preallocation,
+        progress: Progress,
+    ) -> None:
+        """Make an empty image in a new volume's directory. Raises NoRoom, JobCancelled, ToolFailed."""
+
+    async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:
+        """Make the image larger; idempotent. Raises NoRoom, ToolFailed."""
+
+    async def convert_beside(
+        self, place: Place, source: VolumeFormat, target: VolumeFormat, copy_path: str, progress: Progress
+    ) -> None:
+        """Write the image in another format to ``copy_path`` (same file system); the source stays as it is.
+
+        Raises NoRoom, JobCancelled, ToolFailed.
+        """
