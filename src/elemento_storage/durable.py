@@ -8,6 +8,8 @@ import contextlib
 import os
 import secrets
 
+from elemento_storage.faultpoints import reached
+
 TEMPORARY_PREFIX = ".elemento-tmp-"
 
 
@@ -45,7 +47,9 @@ def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
     temporary = f"{directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         write_new(temporary, content, mode=mode)
+        reached("replace.written")
         os.rename(temporary, path)
+        reached("replace.renamed")
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

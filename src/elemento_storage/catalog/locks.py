@@ -13,6 +13,7 @@ import msgspec
 from elemento_storage.catalog.presence import is_alive
 from elemento_storage.catalog.volume_directory import LOCK_PREFIX, LOCK_SUFFIX
 from elemento_storage.durable import fsync_directory, write_new
+from elemento_storage.faultpoints import reached
 from elemento_storage.model import utc_now
 
 _NAME = re.compile(r"elemento\.([^.]+)\.([^.]+)\.ignore", re.ASCII)
@@ -57,6 +58,7 @@ def write_lock(directory: str, lock: LockRecord) -> None:
     path = f"{directory}/{lock.file_name}"
     try:
         write_new(path, msgspec.json.encode(lock) + b"\n")
+        reached("lock.written")
         fsync_directory(directory)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -68,6 +70,7 @@ def remove_lock(directory: str, lock: LockRecord) -> None:
     """Let go. The change that the lock covered is durable before this is called. Blocks."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{directory}/{lock.file_name}")
+    reached("lock.removed")
     fsync_directory(directory)
 
 

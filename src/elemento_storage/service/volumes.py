@@ -43,7 +43,7 @@ class NewVolume:
     alg: CloneAlgorithm | None = None
     bus: Bus = Bus.VIRTIO
     preallocation: Preallocation = Preallocation.OFF
-    volume_id: str | None = None
+    volume_id: str | None = None  #: of an earlier try that may have made it before its server died
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +97,21 @@ class Volumes:
         """
         metas = [self._new_meta(spec) for spec in specs]
         async with Reverter() as revert:
-            prepared = []
+            prepared: list[_Prepared | Volume] = []
             for spec, meta in zip(specs, metas, strict=True):
                 progress.check()
-                prepared.append(await self._prepare(spec, meta, progress, revert))
+                made = await self._made_before(spec)
+                prepared.append(made or await self._prepare(spec, meta, progress, revert))
             progress.commit()
-            return [await self._publish(volume) for volume in prepared]
+            return [one if isinstance(one, Volume) else await self._publish(one) for one in prepared]
+
+    async def _made_before(self, spec: NewVolume) -> Volume | None:
+        if spec.volume_id is None:
+            return None
+        try:
+            return (await self._catalog.find(spec.volume_id))[1]
+        except VolumeNotFound:
+            return None
 
     def _new_meta(self, spec: NewVolume) -> VolumeMeta:
         capabilities = self._core.store(spec.format).capabilities

@@ -1,0 +1,29 @@
+"""Fixtures for all tests."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live import LiveServer, live_server
+
+REQUIRED_TOOLS = ("qemu-img", "setpriv", "prlimit")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A missing component is an error of the machine, said at once, and never a skipped test."""
+    missing = [tool for tool in REQUIRED_TOOLS if shutil.which(tool) is None]
+    if missing:
+        pytest.exit(f"missing: {', '.join(missing)}; run `make setup`", returncode=3)
+    for name in list(os.environ):
+        if name.startswith("ELEMENTO_STORAGE_"):
+            del os.environ[name]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LiveServer]:
+    """A running server with one unlimited location."""
+    with live_server(tmp_path) as running:
+        yield running
