@@ -43,6 +43,7 @@ class InvalidRequest(StorageError):
 
     def __init__(self, reason: str, **details: object) -> None:
         super().__init__(f"request was badly formatted. {reason}", **details)
+        self.reason = reason
 
 
 class MissingKey(InvalidRequest):

@@ -38,6 +38,7 @@ from elemento_storage.errors import (
     CannotShrink,
     Conflict,
     FormatUnsupported,
+    InvalidRequest,
     InvalidValue,
     JobCancelled,
     JobNotFound,
@@ -70,8 +71,8 @@ async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[Crea
         fill = {"creatorID": request.creator_id} if request.creator_id else {}
         try:
             requests.append(decode(values, CreateRequest, fill=fill)[0])
-        except InvalidValue as error:
-            raise InvalidValue(f"volume {position}: {error.message}", key="volumes", position=position) from error
+        except InvalidRequest as error:
+            raise InvalidValue(f"volume {position}: {error.reason}", key="volumes", position=position) from error
     specs = [_new_volume(ctx, one, position) for position, one in enumerate(requests)]
     volumes = await ctx.services.volumes.create_many(specs, ctx.progress)
     return [_create_answer(volume, one.size) for volume, one in zip(volumes, requests, strict=True)]

@@ -75,10 +75,10 @@ def volume_guard(location_path: str, volume_id: str) -> Guard:
     return Guard(location_path, 1 + int(volume_id[:15], 16))
 
 
-def try_lock(descriptor: int, byte: int = 0) -> bool:
+def try_lock(descriptor: int, byte: int = 0, *, kind: int = fcntl.F_WRLCK) -> bool:
     """Lock one byte if nobody holds it."""
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False

@@ -17,6 +17,7 @@ from elemento_storage.catalog.location import (
     OnChange,
     SweepReport,
 )
+from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.presence import Presence
 from elemento_storage.catalog.settings import SETTINGS_FILE
 from elemento_storage.config import Settings
@@ -98,6 +99,10 @@ class Locations:
 
     async def _enter(self, location: Location) -> None:
         def enter() -> Presence:
+            # A disk that is no longer mounted leaves an empty directory: nothing is written below the mount point.
+            os.stat(f"{location.path}/{SETTINGS_FILE}")
+            if location.is_unique and not read_space(location.path).is_mount_point:
+                raise PermissionError(errno.EPERM, "not mounted")
             for directory in (WORK_DIRECTORY, STAGING_DIRECTORY, TRASH_DIRECTORY):
                 os.makedirs(f"{location.path}/{directory}", exist_ok=True)
             sign = Presence(location.path, self._server_id)

@@ -10,6 +10,7 @@ lock: it is alive, may wake up and write, and nothing of it is taken over.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -52,10 +53,16 @@ class Presence:
         # Locked before it gets its name: nobody ever sees it unlocked and takes us for dead. (Empty until it is
         # locked, so that remove_dead, which may meet it in between, waits for the lease.)
         temporary = f"{self._directory}/.{server_id}"
-        self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try_lock(self._descriptor)
-        record = ServerRecord(server_id, socket.gethostname(), BOOT_ID, os.getpid(), utc_now())
-        os.write(self._descriptor, msgspec.json.encode(record) + b"\n")
+        writer = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            # A descriptor that is kept open for writing would keep the file system from being remounted read-only.
+            # A read lock is enough: who wants to know whether we live tries for a write lock.
+            self._descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            try_lock(self._descriptor, kind=fcntl.F_RDLCK)
+            record = ServerRecord(server_id, socket.gethostname(), BOOT_ID, os.getpid(), utc_now())
+            os.write(writer, msgspec.json.encode(record) + b"\n")
+        finally:
+            os.close(writer)
         os.rename(temporary, self._path)
 
     def touch(self) -> None:

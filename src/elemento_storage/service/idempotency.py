@@ -26,7 +26,7 @@ _KEPT_S = 86400.0
 class _Record(msgspec.Struct):
     fingerprint: str
     seed: str
-    answer: msgspec.Raw | None = None
+    answer: str | None = None  #: JSON
 
 
 def derive_uid(seed: str, index: int) -> str:
@@ -70,7 +70,7 @@ class IdempotencyKeys:
             if record is not None and record.fingerprint != fingerprint:
                 raise KeyReused("this Idempotency-Key was used with another body: take a new one")
             if record is not None and record.answer is not None:
-                return bytes(record.answer), True
+                return record.answer.encode(), True
             if record is None:
                 record = _Record(fingerprint, new_uid())
                 await self._disk.run(replace, path, msgspec.json.encode(record), mode=0o600)
@@ -80,7 +80,7 @@ class IdempotencyKeys:
             except StorageError:
                 await self._disk.run(_forget, path)
                 raise
-            record.answer = msgspec.Raw(answer)
+            record.answer = answer.decode()
             reached("idempotency.done")
             await self._disk.run(replace, path, msgspec.json.encode(record), mode=0o600)
             return answer, False
