@@ -117,7 +117,9 @@ class LiveServer:
     def call(self, path: str, body: Any = None, **headers: str) -> Any:
         """POST JSON and insist on success."""
         response = self.post(path, body, **headers)
-        assert response.status_code in (200, 202), f"{path}: {response.status_code} {response.text}\n{self.log()[-3000:]}"
+        assert response.status_code in (200, 202), (
+            f"{path}: {response.status_code} {response.text}\n{self.log()[-3000:]}"
+        )
         return response.json()
 
     def create(self, name: str = "disk", size: float = 0.001, owner: str = ALICE, **more: Any) -> str:

@@ -96,7 +96,12 @@ class Jobs:
     def record_interrupted(
         self, job_id: str, purpose: str, client: str | None, volume_id: str, outcome: JobState, message: str
     ) -> None:
-        """Enter what became of an operation whose server died, under the id its caller knows."""
+        """Enter what became of an operation whose server died, under the id its caller knows.
+
+        A job of our own that failed or was cancelled is resolved by the same code; it speaks for itself.
+        """
+        if job_id in self._jobs:
+            return
         job = Job(job_id, purpose, client, volume_id)
         if outcome is JobState.DONE:
             job.progress.advance(1.0)

@@ -14,6 +14,7 @@ import msgspec
 GIGABYTE: Final = 10**9  #: the unit of sizes in the API (contract, section 2)
 SECTOR_BYTES: Final = 512  #: virtual sizes are whole sectors: QEMU rounds up to them, so do we
 MAX_VOLUME_BYTES: Final = 2**63 - SECTOR_BYTES  #: what an off_t can hold
+MAX_SIZE_GB: Final = MAX_VOLUME_BYTES // GIGABYTE
 MAX_NAME_BYTES: Final = 4096
 VOLUME_PREFIX: Final = "vid."
 VOLUME_SUFFIX: Final = ".elimg"
@@ -152,8 +153,8 @@ def gigabytes_to_bytes(size_gb: float) -> int:
         raise ValueError("not a finite number")
     if size_gb <= 0:
         raise ValueError("not greater than 0")
-    if size_gb > MAX_VOLUME_BYTES / GIGABYTE:
-        raise ValueError(f"more than a file can hold ({MAX_VOLUME_BYTES // GIGABYTE} GB)")
+    if size_gb > MAX_SIZE_GB:
+        raise ValueError(f"more than a file can hold ({MAX_SIZE_GB} GB)")
     exact = size_gb * GIGABYTE if isinstance(size_gb, int) else Decimal(repr(size_gb)) * GIGABYTE
     return round_up_to_sector(math.ceil(exact))
 

@@ -27,12 +27,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ({"size": -1}, "'size' is -1, it has to be a number greater than 0"),
         ({"size": 0}, "'size' is 0, it has to be a number greater than 0"),
         ({"size": -0.5}, "'size' is -0.5"),
-        ({"size": 10**12}, "'size' is 1000000000000, more than a file can hold"),
+        ({"size": 10**12}, "'size' is 1000000000000, it has to be a number greater than 0 and at most 9223372036"),
         ({"size": 10**40}, "'size' is"),
         ({"size": 1e300}, "'size' is 1e+300"),
         ({"size": []}, "'size' is list"),
-        ({"format": "vmdk"}, "'format' is 'vmdk', it has to be one of raw, qcow2, rbd, iso"),
+        ({"format": "vmdk"}, "'format' is 'vmdk', it has to be one of raw, qcow2"),
         ({"format": 7}, "'format' is 7"),
+        ({"format": "iso"}, "'format' is 'iso', it has to be one of raw, qcow2"),
         ({"bus": "usb"}, "'bus' is 'usb', it has to be one of virtio, scsi, sata, ide"),
         ({"alg": "dd"}, "'alg' is 'dd', it has to be one of cp, rclone, rsync, no"),
         ({"alg": "no", "clonable": True}, "'alg' is no and 'clonable' is true"),
@@ -60,7 +61,9 @@ def test_create_refuses(shared: LiveServer, changes: dict[str, Any], told: str) 
     assert shared.listed() == {}
 
 
-@pytest.mark.parametrize("name", ["with/slash", "../..", "emoji 💾🚀", "new\nline", " ", "", "vid.x.elimg", "-rf", "é" * 2048])
+@pytest.mark.parametrize(
+    "name", ["with/slash", "../..", "emoji 💾🚀", "new\nline", " ", "", "vid.x.elimg", "-rf", "é" * 2048]
+)
 def test_names_are_kept(shared: LiveServer, name: str) -> None:
     vid = shared.create(name=name)
     assert shared.info(vid)["name"] == name

@@ -129,9 +129,7 @@ def perform(server: LiveServer, operation: Operation, vid: str) -> httpx.Respons
 
 
 @pytest.mark.parametrize(("operation", "step"), CASES)
-def test_kill_at_step(
-    prepared: tuple[LiveServer, str, bytes], operation: str, step: str, tmp_path: Path
-) -> None:
+def test_kill_at_step(prepared: tuple[LiveServer, str, bytes], operation: str, step: str, tmp_path: Path) -> None:
     server, vid, pattern = prepared
     asked = OPERATIONS[operation]
     before = facts(server, vid)

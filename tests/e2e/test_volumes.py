@@ -44,7 +44,7 @@ def test_preallocation(server: LiveServer, image_format: str, preallocation: str
 
 
 def test_bus_alg_and_flags_are_kept(server: LiveServer) -> None:
-    flags = {"private": True, "readonly": True, "shareable": True, "bootable": False, "clonable": True}
+    flags: dict[str, Any] = {"private": True, "readonly": True, "shareable": True, "bootable": False, "clonable": True}
     vid = server.create(bus="scsi", alg="rsync", **flags)
     shown = server.info(vid)
     assert {key: shown[key] for key in (*flags, "bus", "alg")} == {**flags, "bus": "scsi", "alg": "rsync"}
@@ -75,7 +75,7 @@ def test_private_volumes_do_not_exist_for_others(server: LiveServer) -> None:
     assert vid not in server.listed(BOB)
     stranger = {"creatorID": BOB, "client_uid": BOB}
     missing = "0123456789abcdef" * 2
-    for call, keys in {
+    calls: dict[str, dict[str, Any]] = {
         "info": {},
         "destroy": {},
         "restore": {},
@@ -83,7 +83,8 @@ def test_private_volumes_do_not_exist_for_others(server: LiveServer) -> None:
         "update/resize": {"size": 1},
         "update/convert": {"format": "qcow2"},
         "transfer": {"newCreatorID": BOB},
-    }.items():
+    }
+    for call, keys in calls.items():
         answers = [server.post(call, {"volume_id": one, **stranger, **keys}) for one in (vid, missing)]
         assert [answer.status_code for answer in answers] == [404, 404], call
         assert answers[0].text.replace(vid, missing) == answers[1].text, "the answer tells them apart"
@@ -97,13 +98,14 @@ def test_private_volumes_do_not_exist_for_others(server: LiveServer) -> None:
 
 def test_only_the_owner_changes(server: LiveServer) -> None:
     vid = server.create()
-    for call, keys in {
+    calls: dict[str, dict[str, Any]] = {
         "destroy": {},
         "update": {"name": "mine"},
         "update/resize": {"size": 1},
         "update/convert": {"format": "qcow2"},
         "transfer": {"newCreatorID": BOB},
-    }.items():
+    }
+    for call, keys in calls.items():
         response = server.post(call, {"vid": vid, "creatorID": BOB, **keys})
         assert (response.status_code, response.json()["code"]) == (403, "not-owner"), call
     assert server.info(vid, client_uid=BOB)["name"] == "disk"
@@ -172,8 +174,6 @@ def test_convert_refuses_what_is_not_raw_or_qcow2(server: LiveServer) -> None:
     for target in ("iso", "rbd"):
         response = server.post("update/convert", {"vid": vid, "creatorID": ALICE, "format": target})
         assert (response.status_code, response.json()["code"]) == (409, "format-unsupported")
-    response = server.post("create", {"creatorID": ALICE, "name": "x", "size": 1, "format": "iso"})
-    assert (response.status_code, response.json()["code"]) == (409, "format-unsupported")
 
 
 def test_transfer(server: LiveServer) -> None:
@@ -223,7 +223,12 @@ def test_exported_volumes_are_not_destroyed_or_converted(server: LiveServer) -> 
     marker.write_text("{}\n")
     time.sleep(1.1)  # info may be a second old
     assert server.info(vid)["exported"] is True
-    for call, keys in {"destroy": {}, "update/convert": {"format": "qcow2"}, "update/resize": {"size": 1}}.items():
+    calls: dict[str, dict[str, Any]] = {
+        "destroy": {},
+        "update/convert": {"format": "qcow2"},
+        "update/resize": {"size": 1},
+    }
+    for call, keys in calls.items():
         response = server.post(call, {"vid": vid, "creatorID": ALICE, **keys})
         assert (response.status_code, response.json()["code"]) == (409, "volume-exported"), call
     long_ago = time.time() - 3600
@@ -235,7 +240,7 @@ def test_exported_volumes_are_not_destroyed_or_converted(server: LiveServer) -> 
 
 def test_paging_sorting_and_filters(server: LiveServer) -> None:
     sizes = {f"disk-{number:02}": 0.001 * (number % 5 + 1) for number in range(23)}
-    server.call("create/multiple", {"volumes": [{"name": n, "size": s} for n, s in sizes.items()], "creatorID": ALICE})
+    server.call("create/multiple", {"volumes": [{"creatorID": ALICE, "name": n, "size": s} for n, s in sizes.items()]})
     for sort in ("volumeID", "name", "-name", "size", "-size", "lastUpdated", "-sizeOnDisk"):
         everything = server.call("accessible", {"client_uid": ALICE, "sort": sort})
         assert len(everything) == 23
@@ -259,15 +264,15 @@ def test_paging_sorting_and_filters(server: LiveServer) -> None:
 def test_create_multiple_is_all_or_nothing(tmp_path: Path) -> None:
     make_location(tmp_path / "mnt", max_volumes=3)
     with live_server(tmp_path) as server:
-        volume = {"name": "d", "size": 0.001}
-        response = server.post("create/multiple", {"creatorID": ALICE, "volumes": [volume] * 4})
+        volume = {"creatorID": ALICE, "name": "d", "size": 0.001}
+        response = server.post("create/multiple", {"volumes": [volume] * 4})
         assert (response.status_code, response.json()["code"]) == (507, "no-room")
         assert_clean(server)
         assert server.listed() == {}
-        bad = server.post("create/multiple", {"creatorID": ALICE, "volumes": [volume, {"name": "d"}]})
+        bad = server.post("create/multiple", {"volumes": [volume, {"creatorID": ALICE, "name": "d"}]})
         assert (bad.status_code, bad.json()["code"]) == (400, "invalid-value")
         assert "volume 1: 'size'" in bad.json()["error"]
-        made = server.call("create/multiple", {"creatorID": ALICE, "volumes": [volume] * 3})
+        made = server.call("create/multiple", {"volumes": [volume] * 3})
         assert {one["vid"] for one in made} == set(server.listed())
         assert server.call("cancreate/multiple", {"sizes": [1]})["cancreate"] is False
 

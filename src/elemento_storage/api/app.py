@@ -122,7 +122,7 @@ class Api:
         else:
             return await self._outside(request, path.rstrip("/"))
         call = self._calls.get(rest)
-        if call is not None and not (rest == "jobs" and request.method == "DELETE"):
+        if call is not None:
             return call.path, await self._serve_call(request, call, payload)
         return await self._serve_other(request, rest)
 
@@ -155,18 +155,19 @@ class Api:
         caller = self._authenticator.caller(request.headers)
         if call.admin_only:
             caller.require_admin()
-        from_query = request.method == "GET" and call.kind is Kind.READ
+        from_query = request.method == "GET" and call.answers_get
         if from_query:
             body = b""
             values: dict[str, Any] = {name: _boolean(value) for name, value in request.query_params.items()}
         else:
-            _require_method(request, "GET, POST" if call.kind is Kind.READ else "POST")
+            _require_method(request, "GET, POST" if call.answers_get else "POST")
             body = await self._body(request)
             values = parse_object(body)
         payload.update(values)
-        decoded, ignored = decode(values, call.request, fill=_fill(caller, call), from_query=from_query)
+        fill = _fill(caller, call)
+        decoded, ignored = decode(values, call.request, fill=fill, from_query=from_query)
         headers = {"X-Ignored-Keys": header_list(ignored)} if ignored else {}
-        ctx = Context(self._services, caller, request.headers, Progress())
+        ctx = Context(self._services, caller, request.headers, Progress(), fill)
 
         if call.kind is Kind.READ:
             try:

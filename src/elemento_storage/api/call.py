@@ -19,7 +19,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 class Kind(Enum):
     """How a call is carried out."""
 
-    READ = auto()  #: answers GET too; given up after the disk time-out
+    READ = auto()  #: given up after the disk time-out
     CHANGE = auto()  #: goes on when the caller has gone, or has waited for the disk time-out
     LONG = auto()  #: a job; the caller waits for its end or asks for 202
 
@@ -32,6 +32,7 @@ class Context:
     caller: Caller
     headers: Mapping[str, str]
     progress: Progress
+    fill: Mapping[str, str] = field(default_factory=dict)  #: values of absent keys that name the client
     seed: str | None = None  #: of the Idempotency-Key, if one was sent
 
     def actor(self, named: str | None) -> Actor:
@@ -60,6 +61,12 @@ class Call(Generic[R]):
     aliases: tuple[str, ...] = ()
     creates: bool = False  #: takes an Idempotency-Key; an admin's own client is filled in as the creator
     admin_only: bool = False
+    needs_body: bool = False  #: a list of values does not fit into a query
+
+    @property
+    def answers_get(self) -> bool:
+        """Calls that only read answer GET with query parameters too (contract, section 5)."""
+        return self.kind is Kind.READ and not self.needs_body
 
     @property
     def doc(self) -> str:

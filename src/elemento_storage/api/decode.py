@@ -1,11 +1,12 @@
 """From a request's bytes to a typed request, with the contract's sentences for everything that is wrong."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote
 
 import msgspec
@@ -30,6 +31,8 @@ class _Key:
     name: str
     required: bool
     is_uid: bool
+    is_whole_number: bool
+    is_number_or_text: bool
     allowed: str
 
 
@@ -80,6 +83,11 @@ def decode(
                     f"'{key.name}' is {_show(wanted[key.name])}, it has to be 32 hex digits", key=key.name
                 )
             wanted[key.name] = uid
+        elif key.is_whole_number and isinstance(wanted[key.name], float) and wanted[key.name].is_integer():
+            wanted[key.name] = int(wanted[key.name])  # JSON knows one kind of number: 5.0 is 5
+        elif from_query and key.is_number_or_text and isinstance(wanted[key.name], str):
+            with contextlib.suppress(ValueError):
+                wanted[key.name] = float(wanted[key.name])
     try:
         request = msgspec.convert(wanted, kind, strict=not from_query)
     except msgspec.ValidationError as error:
@@ -111,6 +119,8 @@ def _keys(kind: type[msgspec.Struct]) -> tuple[_Key, ...]:
             name=field.encode_name,
             required=field.required,
             is_uid=_is_uid(hints[field.name]),
+            is_whole_number=_kinds(hints[field.name]) == {int},
+            is_number_or_text=_kinds(hints[field.name]) >= {float, str},
             allowed=_describe(hints[field.name]),
         )
         for field in msgspec.structs.fields(kind)
@@ -121,9 +131,17 @@ def _alternatives(hint: Any) -> list[Any]:
     origin = get_origin(hint)
     if origin is None or origin in (list, dict):
         return [hint]
-    if origin is Annotated:
+    if origin in (Annotated, Literal):
         return [hint]
     return [alternative for part in get_args(hint) if part is not type(None) for alternative in _alternatives(part)]
+
+
+def _bare(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _kinds(hint: Any) -> set[Any]:
+    return {_bare(part) for part in _alternatives(hint)}
 
 
 def _is_uid(hint: Any) -> bool:
@@ -145,6 +163,8 @@ def _describe_one(hint: Any) -> str:
         return told or _describe(base)
     if get_origin(hint) is list:
         return "a list"
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(member.value for member in hint)
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, "an object")

@@ -23,6 +23,8 @@ from elemento_storage.errors import (
 
 Json = dict[str, Any]
 
+_NULL: Json = {"type": "null"}
+
 ALWAYS: tuple[type[StorageError], ...] = (
     InvalidRequest,
     Unauthenticated,
@@ -40,12 +42,15 @@ def document(calls: Iterable[Call[Any]], extra_paths: Mapping[str, Json], base: 
     schemas, components = msgspec.json.schema_components(
         [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
     )
+    for call in calls:
+        _allow_null(components[call.request.__name__])
     paths: dict[str, Json] = {}
     for position, call in enumerate(calls):
         request, answer = schemas[2 * position], schemas[2 * position + 1]
         for path in (call.path, *call.aliases):
-            item: Json = {"post": _operation(call, path, "post", answer, request=request)}
-            if call.kind is Kind.READ:
+            needs_body = any(key.required for key in msgspec.structs.fields(call.request))
+            item: Json = {"post": _operation(call, path, "post", answer, request=request, needs_body=needs_body)}
+            if call.answers_get:
                 parameters = _query_parameters(components, request)
                 item["get"] = _operation(call, path, "get", answer, parameters=parameters)
             paths[f"{base}/{path}"] = item
@@ -89,6 +94,7 @@ def _operation(
     answer: Json,
     *,
     request: Json | None = None,
+    needs_body: bool = False,
     parameters: list[Json] | None = None,
 ) -> Json:
     summary, _, rest = call.doc.partition("\n")
@@ -106,7 +112,9 @@ def _operation(
         operation["description"] = description
     parameters = list(parameters or [])
     if call.creates:
-        parameters.append(_header("Idempotency-Key", "The same key and body get the same answer, once only done."))
+        parameters.append(
+            _header("Idempotency-Key", "The same key and body get the same answer, once only done.", "^[!-~]{1,255}$")
+        )
     if call.path == "update":
         parameters.append(_header("If-Match", "Only if the volume's ETag is still this."))
     if call.kind is Kind.LONG:
@@ -118,21 +126,37 @@ def _operation(
     if parameters:
         operation["parameters"] = parameters
     if request is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": request}}}
+        operation["requestBody"] = {"required": needs_body, "content": {"application/json": {"schema": request}}}
     return operation
 
 
-def _header(name: str, description: str) -> Json:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+def _header(name: str, description: str, pattern: str = "") -> Json:
+    schema = {"type": "string", "pattern": pattern} if pattern else {"type": "string"}
+    return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
 def _query_parameters(components: Mapping[str, Any], request: Json) -> list[Json]:
     schema = components[request["$ref"].rpartition("/")[2]]
     required = set(schema.get("required", ()))
     return [
-        {"name": name, "in": "query", "required": name in required, "schema": schema_of_key}
+        {"name": name, "in": "query", "required": name in required, "schema": _without_null(schema_of_key)}
         for name, schema_of_key in schema.get("properties", {}).items()
     ]
+
+
+def _allow_null(request: Json) -> None:
+    """A key that is null counts as absent, so every optional key may be null."""
+    for name, schema in request.get("properties", {}).items():
+        if name not in request.get("required", ()) and _NULL not in schema.get("anyOf", ()):
+            default = {"default": schema.pop("default")} if "default" in schema else {}
+            request["properties"][name] = {"anyOf": [schema, _NULL], **default}
+
+
+def _without_null(schema: Json) -> Json:
+    kept = [part for part in schema.get("anyOf", ()) if part != _NULL]
+    if len(kept) == 1:
+        return {**kept[0], **{key: value for key, value in schema.items() if key != "anyOf"}}
+    return {**schema, "anyOf": kept} if kept else schema
 
 
 def page(openapi: Json) -> str:

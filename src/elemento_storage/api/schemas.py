@@ -1,6 +1,6 @@
 """Requests and answers of the API as types; OpenAPI is made from them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from elemento_storage.api.decode import Uid
 from elemento_storage.model import (
     MAX_NAME_BYTES,
+    MAX_SIZE_GB,
     Bus,
     CloneAlgorithm,
     Preallocation,
@@ -15,11 +16,21 @@ from elemento_storage.model import (
     VolumeFormat,
     format_last_updated,
 )
+from elemento_storage.service.listing import SORT_KEYS
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_BYTES, description=f"a text of at most {MAX_NAME_BYTES} bytes")]
-_ABOVE_ZERO = Meta(gt=0, description="a number greater than 0, in GB of 10^9 bytes")
-SizeGB = Annotated[int, _ABOVE_ZERO] | Annotated[float, _ABOVE_ZERO]
-SizeOrText = Annotated[int | float | str, Meta(description="a number of GB, or the same as text")]
+_SIZE = Meta(
+    gt=0, le=MAX_SIZE_GB, description=f"a number greater than 0 and at most {MAX_SIZE_GB}, in GB of 10^9 bytes"
+)
+SizeGB = Annotated[int, _SIZE] | Annotated[float, _SIZE]
+_SIZE_TEXT = Meta(
+    pattern=r"^([0-9]{0,4}[1-9][0-9]{0,4}(\.[0-9]{1,9})?|0?\.[0-9]{0,8}[1-9])$", description="the same as text"
+)
+SizeOrText = SizeGB | Annotated[str, _SIZE_TEXT]
+Sort = Annotated[
+    str,
+    Meta(pattern=f"^-?({'|'.join(SORT_KEYS)})$", description=f"one of {', '.join(SORT_KEYS)}, or the same after a -"),
+]
 Count = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
 Revision = Annotated[int, Meta(ge=0, le=2**53, description="a revision this server gave out")]
 
@@ -47,7 +58,7 @@ class CreateRequest(Request):
     bootable: bool = False
     clonable: bool | None = None
     alg: CloneAlgorithm | None = None
-    format: VolumeFormat = VolumeFormat.RAW
+    format: Literal["raw", "qcow2"] = "raw"
     bus: Bus = Bus.VIRTIO
     preallocation: Preallocation = Preallocation.OFF
 
@@ -56,9 +67,9 @@ class CreateManyRequest(Request):
     """``create/multiple``: several volumes, or none if one of them cannot be made."""
 
     volumes: Annotated[
-        list[dict[str, Any]], Meta(min_length=1, max_length=100, description="a list of 1 to 100 bodies of create")
+        list[Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/CreateRequest"})]],
+        Meta(min_length=1, max_length=100, description="a list of 1 to 100 bodies of create"),
     ]
-    creator_id: Uid | None = field(name="creatorID", default=None)
 
 
 class AccessibleRequest(Request):
@@ -68,7 +79,7 @@ class AccessibleRequest(Request):
     include_locked: bool = False
     name: str | None = None
     format: VolumeFormat | None = None
-    sort: str = "volumeID"
+    sort: Sort = "volumeID"
     limit: Count | None = None
     cursor: str | None = None
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from elemento_storage import API_VERSION, __version__
-from elemento_storage.api.call import Call, Context, Kind
+from elemento_storage.api.call import Call, Context, Kind, Reply
 from elemento_storage.api.errors import error_body
 from elemento_storage.api.schemas import (
     ClientRequest,
@@ -88,7 +88,7 @@ def job_answer(job: Job) -> JobAnswer:
         volume_id=job.volume_id,
         created=job.created,
         ended=job.ended,
-        result=job.result,
+        result=job.result.answer if isinstance(job.result, Reply) else job.result,
         error=error_body(job.error, job.job_id, None)[1] if job.error else None,
     )
 

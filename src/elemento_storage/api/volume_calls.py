@@ -51,7 +51,7 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.model import MAX_NAME_BYTES, Volume, gigabytes_to_bytes
+from elemento_storage.model import MAX_NAME_BYTES, Volume, VolumeFormat, gigabytes_to_bytes
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.listing import Query, list_volumes
 from elemento_storage.service.volumes import NewVolume, VolumeChanges
@@ -68,9 +68,8 @@ async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[Crea
     """Create several volumes, or none of them when one cannot be made."""
     requests = []
     for position, values in enumerate(request.volumes):
-        fill = {"creatorID": request.creator_id} if request.creator_id else {}
         try:
-            requests.append(decode(values, CreateRequest, fill=fill)[0])
+            requests.append(decode(values, CreateRequest, fill=ctx.fill)[0])
         except InvalidRequest as error:
             raise InvalidValue(f"volume {position}: {error.reason}", key="volumes", position=position) from error
     specs = [_new_volume(ctx, one, position) for position, one in enumerate(requests)]
@@ -84,7 +83,7 @@ def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
         creator_id=request.creator_id,
         name=_name(request.name),
         size_bytes=_size("size", request.size),
-        format=request.format,
+        format=VolumeFormat(request.format),
         private=request.private,
         readonly=request.readonly,
         shareable=request.shareable,
@@ -297,13 +296,9 @@ async def _cancreate(ctx: Context, sizes_bytes: list[int]) -> CanCreateAnswer:
 
 
 def _size_or_text(key: str, size: float | str) -> int:
-    if not isinstance(size, str):
-        return _size(key, size)
-    try:
-        number = int(size) if size.strip().isdigit() else float(size)
-    except ValueError:
-        raise InvalidValue(f"'{key}' is {size[:80]!r}, it has to be a number of GB", key=key) from None
-    return _size(key, number)
+    if isinstance(size, str):
+        size = int(size) if size.isdigit() else float(size)
+    return _size(key, size)
 
 
 _ONE = (VolumeNotFound, InvalidValue)
@@ -354,5 +349,13 @@ VOLUME_CALLS: tuple[Call[Any], ...] = (
         aliases=("update/transfer",),
     ),
     Call("cancreate", CanCreateRequest, CanCreateAnswer, cancreate, Kind.READ, (InvalidValue,)),
-    Call("cancreate/multiple", CanCreateManyRequest, CanCreateAnswer, cancreate_multiple, Kind.READ, (InvalidValue,)),
+    Call(
+        "cancreate/multiple",
+        CanCreateManyRequest,
+        CanCreateAnswer,
+        cancreate_multiple,
+        Kind.READ,
+        (InvalidValue,),
+        needs_body=True,
+    ),
 )
