@@ -5,6 +5,7 @@ and ``--bin-retention`` on the command line. Durations are seconds.
 """
 
 import ipaddress
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -155,6 +156,10 @@ def _validate(settings: Settings) -> None:
         raise ConfigurationError(f"listen is {settings.listen!r}, it has to be HOST:PORT")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigurationError("tls-certificate and tls-key go together: give both or neither")
+    for spec in fields(Settings):
+        value = getattr(settings, spec.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"{spec.name.replace('_', '-')} has to be a finite number")
     for name in ("search_depth", "overcommit", "bin_retention"):
         if not getattr(settings, name) >= 0:
             raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")

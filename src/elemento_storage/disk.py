@@ -1,31 +1,53 @@
-"""Threads for the blocking calls of one location.
+"""Threads for the blocking calls of one location, and waits that end.
 
-Each location has its own: a network file system that hangs blocks its own threads and nobody else's. There is no
-time-out here on purpose. A blocked system call cannot be taken back, so the operation has to keep its locks until
-it returns; what is bounded is how long a *caller* waits for the operation (``api/``).
+Each location has its own threads, so that a file system that hangs does not use up those of the others. A blocked
+system call cannot be taken back: an operation that is cancelled waits for its thread before it lets go of a guard or a
+lock, or the thread would go on changing what somebody else now holds. What is bounded is how long a *caller* waits
+(``within``).
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 _THREADS = 16
+_MOST_WAITING = 512
+
+_abandoned: set[asyncio.Task[Any]] = set()
 
 
 class Disk:
-    """The threads of one location."""
+    """Threads for one purpose in one location."""
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"disk-{name}")
+    def __init__(self, name: str, threads: int = _THREADS) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"disk-{name}")
+        self._under_way = 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a blocking function in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        """Call a blocking function in one of the threads. Raises OSError (EBUSY) when too many wait already."""
+        if self._under_way >= _MOST_WAITING:
+            raise OSError(errno.EBUSY, "too many operations wait for it")
+        self._under_way += 1
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait({future})
+                raise
+        finally:
+            self._under_way -= 1
 
     def close(self) -> None:
         """Take no more work; threads that hang in the kernel are left behind."""
@@ -38,3 +60,23 @@ class Place:
 
     directory: str
     disk: Disk
+
+
+async def within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for ``work`` for at most this long. Work that takes longer goes on unwatched: it is never cut off.
+
+    Raises TimeoutError, and what ``work`` raises.
+    """
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait({task}, timeout=timeout_s)
+    if not done:
+        _abandoned.add(task)
+        task.add_done_callback(_note_late_end)
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
+    return task.result()
+
+
+def _note_late_end(task: asyncio.Task[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("something nobody waits for any more failed: %s", error)

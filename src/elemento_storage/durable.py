@@ -7,6 +7,7 @@ A file's bytes are on disk after its own fsync, its *name* after an fsync of the
 import contextlib
 import os
 import secrets
+import stat
 
 from elemento_storage.faultpoints import reached
 
@@ -42,11 +43,16 @@ def write_new(path: str, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
-    """Put ``content`` at ``path`` in one step: readers see the old bytes or the new ones, never a mixture."""
+    """Put ``content`` at ``path`` in one step: readers see the old bytes or the new ones, never a mixture.
+
+    A file that is there already keeps its mode and owner.
+    """
     directory = os.path.dirname(path)
     temporary = f"{directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         write_new(temporary, content, mode=mode)
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # a server that is not root owns what it writes
+            keep_owner_and_mode(path, temporary)
         reached("replace.written")
         os.rename(temporary, path)
         reached("replace.renamed")
@@ -55,6 +61,15 @@ def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
             os.unlink(temporary)
         raise
     fsync_directory(directory)
+
+
+def keep_owner_and_mode(old: str, new: str) -> None:
+    """Give ``new`` the mode and owner of ``old``, as far as they differ. Raises OSError."""
+    wanted, present = os.lstat(old), os.lstat(new)
+    if (wanted.st_uid, wanted.st_gid) != (present.st_uid, present.st_gid):
+        os.chown(new, wanted.st_uid, wanted.st_gid)
+    if wanted.st_mode != present.st_mode:
+        os.chmod(new, stat.S_IMODE(wanted.st_mode))
 
 
 def write_all(descriptor: int, content: bytes) -> None:

@@ -157,12 +157,6 @@ class FormatUnsupported(Conflict):
     code = "format-unsupported"
 
 
-class ImageDamaged(Conflict):
-    """The image's header cannot be believed."""
-
-    code = "image-damaged"
-
-
 class VolumeExists(Conflict):
     """A volume of this id exists already."""
 
@@ -222,6 +216,10 @@ class InternalFault(StorageError):
 
     code = "internal-error"
 
+    def for_the_log(self) -> str:
+        """What the operator needs to know."""
+        return self.message
+
 
 class ToolFailed(InternalFault):
     """A program we ran failed. Holds its arguments and the end of what it said on stderr, for the log."""
@@ -233,6 +231,10 @@ class ToolFailed(InternalFault):
         self.argv = argv
         self.status = status
         self.stderr = stderr
+
+    def for_the_log(self) -> str:
+        """The command and the end of what it said."""
+        return f"{self.message}: {' '.join(self.argv)}: {self.stderr}"
 
 
 class ToolTimeout(InternalFault):

@@ -56,6 +56,16 @@ class Job:
         self.progress = Progress(job_id)
         self.finished = asyncio.Event()
 
+    def facts(self) -> dict[str, object]:
+        """What events say of the job."""
+        return {
+            "state": self.state.value,
+            "purpose": self.purpose,
+            "progress": round(self.progress.fraction, 4),
+            "phase": self.progress.phase,
+            "volume_id": self.volume_id,
+        }
+
 
 class Jobs:
     """The registry of running and recently ended jobs."""
@@ -120,6 +130,8 @@ class Jobs:
             job.error = error
             state = JobState.CANCELLED
         except StorageError as error:
+            if isinstance(error, InternalFault):
+                log.error("job %s (%s): %s", job.job_id, job.purpose, error.for_the_log())
             job.error = error
         except Exception as error:
             log.exception("job %s (%s) failed", job.job_id, job.purpose)
@@ -137,17 +149,7 @@ class Jobs:
 
     def _announce(self, job: Job) -> None:
         audience = Audience(owner=job.client or "", private=True)
-        self._feed.publish(
-            "job",
-            job.job_id,
-            before=None,
-            after=audience,
-            state=job.state.value,
-            purpose=job.purpose,
-            progress=round(job.progress.fraction, 4),
-            phase=job.progress.phase,
-            **({"volume_id": job.volume_id} if job.volume_id else {}),
-        )
+        self._feed.publish("job", job.job_id, before=None, after=audience, **job.facts())
 
     def _forget_old(self) -> None:
         horizon = time.monotonic() - _KEPT_S

@@ -1,6 +1,7 @@
 """The words of the product as frozen data: volumes, formats, sizes, ids. Anyone may import this."""
 
 import math
+import os
 import re
 import secrets
 import time
@@ -188,7 +189,10 @@ def parse_size(value: str | int | float) -> int:
     except InvalidOperation as error:
         raise ValueError(f"{value!r} is not a size") from error
     factor: int = (1024 if binary else 1000) ** _POWERS[(letter or "").upper()]
-    return math.ceil(amount * factor)
+    try:
+        return math.ceil(amount * factor)
+    except ArithmeticError as error:
+        raise ValueError(f"{value[:40]!r}… is too large") from error
 
 
 def format_last_updated(modified_ns: int) -> str:
@@ -204,6 +208,11 @@ def format_last_updated(modified_ns: int) -> str:
 def utc_now() -> str:
     """The present time, ISO 8601 in UTC with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be shown and sent: bytes that are not UTF-8 become ``\\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def marker_name(client_id: str, volume_id: str) -> str:

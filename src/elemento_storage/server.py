@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from elemento_storage.api.app import Api
 from elemento_storage.api.auth import Authenticator
@@ -35,6 +36,7 @@ from elemento_storage.stores.directory import DirectoryStore
 log = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 10.0
+_MOST_HEAD_BYTES = 512 * 1024  # one read of the transport may hold that much of a body as well
 
 
 class Server:
@@ -96,6 +98,29 @@ class Server:
         self._state_disk.close()
 
 
+class _LimitedProtocol(HttpToolsProtocol):
+    """httptools takes headers of any length, from anybody: hang up on those that do not end."""
+
+    _head_bytes = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_HEAD_BYTES:
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
+
+
 class _HttpServer(uvicorn.Server):
     """Leaves the signals to us: uvicorn raises them again when it is done, before we have stopped."""
 
@@ -120,7 +145,7 @@ async def _serve(settings: Settings) -> None:
     server = Server(settings)
     config = uvicorn.Config(
         server.api,
-        http="httptools",
+        http=_LimitedProtocol,
         lifespan="off",
         ws="none",
         log_config=None,
@@ -129,7 +154,6 @@ async def _serve(settings: Settings) -> None:
         ssl_certfile=settings.tls_certificate or None,
         ssl_keyfile=settings.tls_key or None,
         timeout_graceful_shutdown=int(_STOP_GRACE_S),
-        h11_max_incomplete_event_size=65536,
     )
     try:
         config.load()

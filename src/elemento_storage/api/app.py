@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,12 +16,13 @@ from elemento_storage.api import openapi, schemas
 from elemento_storage.api.auth import INFRASTRUCTURE_UID, Authenticator, Caller
 from elemento_storage.api.call import Call, Context, Kind, Reply
 from elemento_storage.api.decode import decode, header_list, parse_object
-from elemento_storage.api.errors import error_body
+from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.metrics import CONTENT_TYPE, Metrics
 from elemento_storage.api.schemas import ClientRequest
 from elemento_storage.api.server_calls import SERVER_CALLS, job_answer
 from elemento_storage.api.sse import event_stream
 from elemento_storage.api.volume_calls import VOLUME_CALLS
+from elemento_storage.disk import within
 from elemento_storage.errors import (
     BodyTooLarge,
     InvalidValue,
@@ -29,12 +30,12 @@ from elemento_storage.errors import (
     JobNotFound,
     MethodNotAllowed,
     RouteNotFound,
-    StorageError,
     Unavailable,
     UnsupportedMediaType,
     VolumeLocked,
 )
 from elemento_storage.feed import Event
+from elemento_storage.jobs import Job
 from elemento_storage.model import new_uid
 from elemento_storage.progress import Progress
 from elemento_storage.service.services import Services
@@ -46,8 +47,6 @@ _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")
 _JSON: Final = "application/json"
 _KEY_LONGEST: Final = 255
-
-Handler = Callable[[Request, Caller], Awaitable[Response]]
 
 
 class Api:
@@ -86,6 +85,7 @@ class Api:
     def _error_response(self, error: Exception, request_id: str, payload: dict[str, Any]) -> Response:
         if isinstance(error, VolumeLocked):
             self._add_progress(error)
+        log_fault(error, request_id)
         status, body = error_body(error, request_id, payload)
         headers = {}
         if status == 401:
@@ -158,7 +158,7 @@ class Api:
         from_query = request.method == "GET" and call.answers_get
         if from_query:
             body = b""
-            values: dict[str, Any] = {name: _boolean(value) for name, value in request.query_params.items()}
+            values: dict[str, Any] = dict(request.query_params)
         else:
             _require_method(request, "GET, POST" if call.answers_get else "POST")
             body = await self._body(request)
@@ -166,13 +166,11 @@ class Api:
         payload.update(values)
         fill = _fill(caller, call)
         decoded, ignored = decode(values, call.request, fill=fill, from_query=from_query)
-        headers = {"X-Ignored-Keys": header_list(ignored)} if ignored else {}
-        ctx = Context(self._services, caller, request.headers, Progress(), fill)
-
+        ctx = Context(self._services, caller, request.headers, Progress(), ignored, fill)
+        patience_s = self._core.settings.disk_timeout
         if call.kind is Kind.READ:
             try:
-                async with asyncio.timeout(self._core.settings.disk_timeout):
-                    return _respond(await call.handle(ctx, decoded), headers)
+                return _respond(await within(patience_s, call.handle(ctx, decoded)), ctx)
             except TimeoutError:
                 raise self._too_slow("nothing was changed") from None
         key = request.headers.get("idempotency-key") if call.creates else None
@@ -182,25 +180,23 @@ class Api:
         if call.kind is Kind.LONG and _prefers_async(request):
             job = self._start_job(ctx, call, decoded, work)
             address = f"{_BASE}/jobs/{job.job_id}"
-            headers |= {"Location": address, "Preference-Applied": "respond-async"}
+            headers = {"Location": address, "Preference-Applied": "respond-async", **_ignored_keys(ctx)}
             return Response(schemas.encode({"job": job.job_id, "location": address}), 202, headers, _JSON)
-        if call.kind is Kind.LONG and _takes_long(decoded):
+        if call.kind is Kind.LONG and call.is_slow(decoded):
             job = self._start_job(ctx, call, decoded, work)
             await job.finished.wait()
             if job.error is not None:
                 raise job.error
-            return _respond(job.result, headers)
+            return _respond(job.result, ctx)
         # The work goes on when the caller hangs up: it is a task of its own, which nothing cancels.
-        task = asyncio.ensure_future(work(ctx.progress))
-        done, _ = await asyncio.wait({task}, timeout=self._core.settings.disk_timeout)
-        if not done:
-            task.add_done_callback(_log_late_failure)
-            raise self._too_slow("it may still be carried out: look at the volume before you try again")
-        return _respond(task.result(), headers)
+        try:
+            return _respond(await within(patience_s, work(ctx.progress)), ctx)
+        except TimeoutError:
+            raise self._too_slow("it may still be carried out: look at the volume before you try again") from None
 
     def _work(
         self, ctx: Context, call: Call[Any], decoded: msgspec.Struct, key: str | None, body: bytes
-    ) -> Callable[[Progress], Awaitable[object]]:
+    ) -> Callable[[Progress], Coroutine[Any, Any, object]]:
         async def plain(progress: Progress) -> object:
             ctx.progress = progress
             return await call.handle(ctx, decoded)
@@ -223,8 +219,12 @@ class Api:
         return once
 
     def _start_job(
-        self, ctx: Context, call: Call[Any], decoded: msgspec.Struct, work: Callable[[Progress], Awaitable[object]]
-    ) -> Any:
+        self,
+        ctx: Context,
+        call: Call[Any],
+        decoded: msgspec.Struct,
+        work: Callable[[Progress], Coroutine[Any, Any, object]],
+    ) -> Job:
         named = getattr(decoded, "creator_id", None)
         return self._core.jobs.start(
             call.path.rpartition("/")[2] if call.path.startswith("update/") else call.path,
@@ -263,7 +263,9 @@ class Api:
                 return "job" if event.kind == "job" and event.subject == job_id else None
 
             since = _last_event_id(request, default=feed.revision)
-            return event_stream(feed, since, seen_as, self.stopping, until=job.finished.is_set)
+            return event_stream(
+                feed, since, seen_as, self.stopping, first=lambda: ("job", job.facts()), until=job.finished.is_set
+            )
         if request.method == "DELETE":
             self._core.jobs.cancel(job)
         return Response(schemas.encode(job_answer(job)), media_type=_JSON)
@@ -279,11 +281,16 @@ class Api:
         return event_stream(feed, _last_event_id(request, default=feed.revision), seen_as, self.stopping)
 
 
-def _respond(answer: object, headers: Mapping[str, str]) -> Response:
+def _respond(answer: object, ctx: Context) -> Response:
+    headers = _ignored_keys(ctx)
     if isinstance(answer, Reply):
-        headers = {**headers, **answer.headers}
+        headers |= answer.headers
         answer = answer.answer
-    return Response(schemas.encode(answer), 200, dict(headers), _JSON)
+    return Response(schemas.encode(answer), 200, headers, _JSON)
+
+
+def _ignored_keys(ctx: Context) -> dict[str, str]:
+    return {"X-Ignored-Keys": header_list(ctx.ignored)} if ctx.ignored else {}
 
 
 def _no_route(request: Request) -> RouteNotFound:
@@ -303,10 +310,6 @@ def _fill(caller: Caller, call: Call[Any]) -> Mapping[str, str]:
     return {"creatorID": named, "client_uid": named}
 
 
-def _boolean(value: str) -> str | bool:
-    return {"true": True, "false": False}.get(value, value)
-
-
 def _named_client(request: Request, caller: Caller) -> str | None:
     query, _ = decode(dict(request.query_params), ClientRequest, from_query=True)
     return caller.actor(query.client_uid).client
@@ -324,17 +327,6 @@ def _last_event_id(request: Request, *, default: int) -> int:
 def _prefers_async(request: Request) -> bool:
     preferences = request.headers.get("prefer", "").lower().split(",")
     return any(preference.strip().startswith("respond-async") for preference in preferences)
-
-
-def _takes_long(request: msgspec.Struct) -> bool:
-    """A sparse volume is there in a blink and not worth a job."""
-    return getattr(request, "preallocation", None) != "off" and getattr(request, "volumes", None) is None
-
-
-def _log_late_failure(task: "asyncio.Future[object]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        level = logging.WARNING if isinstance(error, StorageError) else logging.ERROR
-        log.log(level, "a call whose caller was told to look again failed: %s", error, exc_info=error)
 
 
 _EVENT_STREAM: Final = {

@@ -27,7 +27,7 @@ class Caller:
 
     def actor(self, named: str | None) -> Actor:
         """The actor of a call that names a client, or none. Raises Forbidden."""
-        if named == INFRASTRUCTURE_UID and self.admin:
+        if named == INFRASTRUCTURE_UID and self.client is not None and self.admin:
             named = None
         if self.is_user:
             if named is not None and named != self.client:

@@ -1,6 +1,6 @@
 """What a call is: a path, a request type, an answer type and a function. Routes and OpenAPI are made from these."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
@@ -32,6 +32,7 @@ class Context:
     caller: Caller
     headers: Mapping[str, str]
     progress: Progress
+    ignored: list[str] = field(default_factory=list)  #: keys that mean nothing here
     fill: Mapping[str, str] = field(default_factory=dict)  #: values of absent keys that name the client
     seed: str | None = None  #: of the Idempotency-Key, if one was sent
 
@@ -55,12 +56,13 @@ class Call(Generic[R]):
     path: str
     request: type[R]
     answer: Any
-    handle: Callable[[Context, R], Awaitable[object]]
+    handle: Callable[[Context, R], Coroutine[Any, Any, object]]
     kind: Kind
     errors: tuple[type[StorageError], ...] = ()
     aliases: tuple[str, ...] = ()
     creates: bool = False  #: takes an Idempotency-Key; an admin's own client is filled in as the creator
     admin_only: bool = False
+    is_slow: Callable[[R], bool] = lambda _: True  #: of LONG calls: whether this one is worth a job
     needs_body: bool = False  #: a list of values does not fit into a query
 
     @property

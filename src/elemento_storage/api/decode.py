@@ -20,7 +20,12 @@ UID_PATTERN = r"^([0-9a-fA-F]{32}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]
 Uid = Annotated[str, msgspec.Meta(pattern=UID_PATTERN, description="32 hex digits, or a UUID with dashes")]
 
 # The document calls the same thing volume_id in one call and vid in the next.
-_SYNONYMS = {"volume_id": ("vid", "volumeID"), "vid": ("volume_id", "volumeID"), "client_uid": ("creatorID",)}
+_SYNONYMS = {
+    "volume_id": ("vid", "volumeID"),
+    "vid": ("volume_id", "volumeID"),
+    "client_uid": ("creatorID",),
+    "creatorID": ("client_uid",),
+}
 _VALUE_PATH = re.compile(r" - at `\$\.?([^`\[]*)[^`]*`$")
 _SHOWN = 80
 _INTERESTING_HEADER_CHARACTERS = " ,;:-_.()[]{}/"
@@ -33,6 +38,7 @@ class _Key:
     is_uid: bool
     is_whole_number: bool
     is_number_or_text: bool
+    is_flag: bool
     allowed: str
 
 
@@ -85,6 +91,8 @@ def decode(
             wanted[key.name] = uid
         elif key.is_whole_number and isinstance(wanted[key.name], float) and wanted[key.name].is_integer():
             wanted[key.name] = int(wanted[key.name])  # JSON knows one kind of number: 5.0 is 5
+        elif from_query and key.is_flag:
+            wanted[key.name] = {"true": True, "false": False}.get(wanted[key.name], wanted[key.name])
         elif from_query and key.is_number_or_text and isinstance(wanted[key.name], str):
             with contextlib.suppress(ValueError):
                 wanted[key.name] = float(wanted[key.name])
@@ -120,6 +128,7 @@ def _keys(kind: type[msgspec.Struct]) -> tuple[_Key, ...]:
             required=field.required,
             is_uid=_is_uid(hints[field.name]),
             is_whole_number=_kinds(hints[field.name]) == {int},
+            is_flag=_kinds(hints[field.name]) == {bool},
             is_number_or_text=_kinds(hints[field.name]) >= {float, str},
             allowed=_describe(hints[field.name]),
         )

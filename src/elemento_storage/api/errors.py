@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from elemento_storage import errors
-from elemento_storage.errors import InternalFault, StorageError, ToolFailed
+from elemento_storage.errors import InternalFault, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,19 @@ def status_of(error: type[StorageError]) -> int:
 def error_body(error: Exception, request_id: str, payload: object) -> tuple[int, dict[str, object]]:
     """Status and JSON of an error. For a fault of ours the payload goes back, and the reason only into the log."""
     if not isinstance(error, StorageError):
-        log.error("request %s failed", request_id, exc_info=error)
         error = InternalFault(f"something went wrong inside the server; its log has the reason, request {request_id}")
     status = status_of(type(error))
     if status != 500:
         return status, {"error": error.message, "code": error.code, **error.details}
-    log_fault(error, request_id)
     echoed = payload if isinstance(payload, dict) else {}
     return 500, {**echoed, "error": error.message, "code": error.code, "requestID": request_id}
 
 
-def log_fault(error: StorageError, request_id: str) -> None:
-    """The full story of a fault, for the operator."""
-    if isinstance(error, ToolFailed):
-        log.error("request %s: %s: %s: %s", request_id, error.message, " ".join(error.argv), error.stderr)
-    else:
-        log.error("request %s: %s: %s", request_id, error.code, error.message, exc_info=error.__cause__)
+def log_fault(error: Exception, request_id: str) -> None:
+    """The full story of a fault of ours, for the operator; nothing for an error that is the caller's."""
+    if not isinstance(error, StorageError):
+        log.error("request %s failed", request_id, exc_info=error)
+    elif isinstance(error, InternalFault):
+        log.error("request %s: %s: %s", request_id, error.code, error.for_the_log(), exc_info=error.__cause__)
+    elif status_of(type(error)) == 500:
+        log.error("request %s: %s: %s", request_id, error.code, error.message)

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from elemento_storage import __version__
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.placement import Space, read_space
+from elemento_storage.disk import within
 from elemento_storage.service.core import Core
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -50,8 +51,8 @@ class _CatalogCollector(Collector):
     async def look(self) -> None:
         async def one(location: Location) -> None:
             try:
-                self._spaces[location.name] = await asyncio.wait_for(
-                    location.disk.run(read_space, location.path), self._core.settings.disk_timeout
+                self._spaces[location.name] = await within(
+                    self._core.catalog.locations.patience_s, location.disk.run(read_space, location.path)
                 )
             except OSError:
                 self._spaces.pop(location.name, None)

@@ -24,7 +24,7 @@ _SIZE = Meta(
 )
 SizeGB = Annotated[int, _SIZE] | Annotated[float, _SIZE]
 _SIZE_TEXT = Meta(
-    pattern=r"^([0-9]{0,4}[1-9][0-9]{0,4}(\.[0-9]{1,9})?|0?\.[0-9]{0,8}[1-9])$", description="the same as text"
+    pattern=r"^(0*[1-9][0-9]{0,8}(\.[0-9]{1,9})?|0*\.[0-9]{0,8}[1-9][0-9]{0,8})$", description="the same as text"
 )
 SizeOrText = SizeGB | Annotated[str, _SIZE_TEXT]
 Sort = Annotated[
@@ -351,13 +351,13 @@ class VersionAnswer(Struct, kw_only=True):
 
 
 class HealthAnswer(Struct, kw_only=True):
-    """``ok`` or ``degraded`` with reasons."""
+    """``ok`` or ``degraded``; the reasons and numbers are for admins."""
 
     status: str
     problems: list[str]
-    locations: int
-    volumes: int
-    running_jobs: int
+    locations: int | None
+    volumes: int | None
+    running_jobs: int | None
 
 
 class ErrorAnswer(Struct, kw_only=True):

@@ -1,5 +1,6 @@
 """Calls about the server itself: locations, rescan, jobs, what changed, health, version."""
 
+import asyncio
 from typing import Any
 
 from elemento_storage import API_VERSION, __version__
@@ -19,30 +20,33 @@ from elemento_storage.api.schemas import (
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.rescan import rescan as rescan_catalog
+from elemento_storage.disk import within
 from elemento_storage.engine import qemu_img
 from elemento_storage.errors import Forbidden, InvalidValue, ToolMissing
 from elemento_storage.jobs import Job
+from elemento_storage.model import printable
 from elemento_storage.service.health import health_problems
 
 
 async def locations(ctx: Context, request: Nothing) -> list[LocationAnswer]:
     """Every location with its limits, what is used of them, and why it takes no new volumes if so."""
-    await ctx.services.core.catalog.look_around()
-    return [await _location(location) for location in ctx.services.core.catalog.locations.by_name.values()]
+    known = ctx.services.core.catalog.locations
+    await known.look()
+    return list(await asyncio.gather(*(_location(location, known.patience_s) for location in known.by_name.values())))
 
 
-async def _location(location: Location) -> LocationAnswer:
+async def _location(location: Location, patience_s: float) -> LocationAnswer:
     reason = location.problem
     space = None
     if location.missing is None:
         try:
-            space = await location.disk.run(read_space, location.path)
+            space = await within(patience_s, location.disk.run(read_space, location.path))
         except OSError as error:
-            reason = error.strerror
+            reason = error.strerror or str(error)
     settings = location.settings
     return LocationAnswer(
         name=location.name,
-        path=location.path,
+        path=printable(location.path),
         usable=reason is None,
         reason=reason,
         file_system=settings.file_system.value,
@@ -58,7 +62,7 @@ async def _location(location: Location) -> LocationAnswer:
 
 
 async def rescan(ctx: Context, request: Nothing) -> RescanAnswer:
-    """Compare everything with the disk now, and report everything strange. Touches nothing."""
+    """Compare everything with the disk now, and report everything strange. Only what dead servers left is put right."""
     report = await rescan_catalog(ctx.services.core.catalog)
     return RescanAnswer(
         volumes=report.volumes,
@@ -129,9 +133,9 @@ async def health(ctx: Context, request: Nothing) -> HealthAnswer:
     return HealthAnswer(
         status="degraded" if problems else "ok",
         problems=problems if ctx.caller.admin else [],
-        locations=len(catalog.locations.answering()),
-        volumes=sum(len(location.entries) for location in catalog.locations.answering()),
-        running_jobs=ctx.services.core.jobs.running_count(),
+        locations=len(catalog.locations.answering()) if ctx.caller.admin else None,
+        volumes=sum(len(one.entries) for one in catalog.locations.answering()) if ctx.caller.admin else None,
+        running_jobs=ctx.services.core.jobs.running_count() if ctx.caller.admin else None,
     )
 
 

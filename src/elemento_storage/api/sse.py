@@ -14,29 +14,45 @@ Filter = Callable[[Event], str | None]
 
 
 def event_stream(
-    feed: Feed, since: int, seen_as: Filter, stopping: asyncio.Event, until: Callable[[], bool] = lambda: False
+    feed: Feed,
+    since: int,
+    seen_as: Filter,
+    stopping: asyncio.Event,
+    *,
+    first: Callable[[], tuple[str, dict[str, object]]] | None = None,
+    until: Callable[[], bool] = lambda: False,
 ) -> StreamingResponse:
     """Events after ``since`` for which ``seen_as`` gives a kind; ends when ``until`` says so after a batch.
 
-    The first event is ``hello`` with the present revision, and ``complete`` false when events before it are lost.
+    It begins with ``hello``, which has the present revision, and ``complete`` false when events before it are lost;
+    then comes ``first``, the state of the one thing the stream is about.
     """
     return StreamingResponse(
-        _stream(feed, since, seen_as, stopping, until),
+        _stream(feed, since, seen_as, stopping, first, until),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
 async def _stream(
-    feed: Feed, since: int, seen_as: Filter, stopping: asyncio.Event, until: Callable[[], bool]
+    feed: Feed,
+    since: int,
+    seen_as: Filter,
+    stopping: asyncio.Event,
+    first: Callable[[], tuple[str, dict[str, object]]] | None,
+    until: Callable[[], bool],
 ) -> AsyncIterator[bytes]:
     complete = feed.since(since) is not None
     start = since if complete else feed.revision
     yield _format("hello", feed.revision, {"revision": feed.revision, "complete": complete}, with_id=False)
+    over = until()
+    if first is not None:
+        what, state = first()
+        yield _format(what, feed.revision, state, with_id=False)
     follow = feed.follow(start, idle_s=_KEEP_ALIVE_S)
     ended = asyncio.create_task(stopping.wait())
     try:
-        if until():
+        if over:
             return
         while True:
             batch_task = asyncio.ensure_future(anext(follow, None))

@@ -51,7 +51,7 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.model import MAX_NAME_BYTES, Volume, VolumeFormat, gigabytes_to_bytes
+from elemento_storage.model import MAX_NAME_BYTES, Preallocation, Volume, VolumeFormat, gigabytes_to_bytes
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.listing import Query, list_volumes
 from elemento_storage.service.volumes import NewVolume, VolumeChanges
@@ -69,7 +69,9 @@ async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[Crea
     requests = []
     for position, values in enumerate(request.volumes):
         try:
-            requests.append(decode(values, CreateRequest, fill=ctx.fill)[0])
+            one, ignored = decode(values, CreateRequest, fill=ctx.fill)
+            requests.append(one)
+            ctx.ignored += [name for name in ignored if name not in ctx.ignored]
         except InvalidRequest as error:
             raise InvalidValue(f"volume {position}: {error.reason}", key="volumes", position=position) from error
     specs = [_new_volume(ctx, one, position) for position, one in enumerate(requests)]
@@ -169,9 +171,8 @@ async def has(ctx: Context, request: InfoRequest) -> HasAnswer:
 
 
 async def _visible(ctx: Context, request: InfoRequest) -> Volume:
-    _, volume = await ctx.services.core.catalog.find(request.volume_id)
-    ctx.actor(request.client_uid).require_see(volume)
-    return volume
+    check = ctx.actor(request.client_uid).require_see
+    return (await ctx.services.core.catalog.find(request.volume_id, check))[1]
 
 
 async def _locked(ctx: Context, volume: Volume) -> Locked | UnsetType:
@@ -306,8 +307,26 @@ _CHANGE = (*_ONE, NotOwner, VolumeLocked)
 _CREATE = (InvalidValue, FormatUnsupported, JobCancelled, KeyReused, NoRoom)
 
 VOLUME_CALLS: tuple[Call[Any], ...] = (
-    Call("create", CreateRequest, CreateAnswer, create, Kind.LONG, _CREATE, creates=True),
-    Call("create/multiple", CreateManyRequest, list[CreateAnswer], create_multiple, Kind.LONG, _CREATE, creates=True),
+    Call(
+        "create",
+        CreateRequest,
+        CreateAnswer,
+        create,
+        Kind.LONG,
+        _CREATE,
+        creates=True,
+        is_slow=lambda request: request.preallocation is not Preallocation.OFF,
+    ),
+    Call(
+        "create/multiple",
+        CreateManyRequest,
+        list[CreateAnswer],
+        create_multiple,
+        Kind.LONG,
+        _CREATE,
+        creates=True,
+        is_slow=lambda request: any(volume.get("preallocation") not in (None, "off") for volume in request.volumes),
+    ),
     Call("accessible", AccessibleRequest, list[VolumeAnswer], accessible, Kind.READ, (InvalidValue,)),
     Call("info", InfoRequest, VolumeAnswer, info, Kind.READ, _ONE),
     Call("has", InfoRequest, HasAnswer, has, Kind.READ, (InvalidValue,)),

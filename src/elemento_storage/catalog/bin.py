@@ -15,14 +15,15 @@ from datetime import UTC, datetime, timedelta
 from elemento_storage.catalog.guard import volume_guard
 from elemento_storage.catalog.location import BIN_DIRECTORY, TRASH_DIRECTORY, Location
 from elemento_storage.catalog.locations import Locations, os_errors
-from elemento_storage.catalog.placement import read_space, space_problem
 from elemento_storage.config import Settings
+from elemento_storage.disk import within
 from elemento_storage.durable import fsync_directory
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import new_uid, volume_directory_name, volume_id_of_directory
 
 log = logging.getLogger(__name__)
 
+_CENTURY_S = 100 * 365.25 * 86400  # what a datetime can hold is not much more
 _TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 
 
@@ -36,7 +37,7 @@ class BinEntry:
 
     def purge_at(self, retention_s: float) -> datetime:
         """When it will be gone."""
-        return self.destroyed + timedelta(seconds=retention_s)
+        return self.destroyed + timedelta(seconds=min(retention_s, _CENTURY_S))
 
 
 def entries(location_path: str) -> list[BinEntry]:
@@ -93,6 +94,15 @@ def move_to_trash(location_path: str, entry: BinEntry) -> str:
     return path
 
 
+def allocated_bytes(location_path: str, entry: BinEntry) -> int:
+    """What purging gives back. Blocks."""
+    directory = f"{location_path}/{BIN_DIRECTORY}/{entry.directory_name}"
+    try:
+        return sum(item.stat(follow_symlinks=False).st_blocks * 512 for item in os.scandir(directory))
+    except FileNotFoundError:
+        return 0
+
+
 def empty_trash(path: str) -> None:
     """Purge, second half: give the space back. Idempotent; several may do it at once. Blocks."""
     shutil.rmtree(path, ignore_errors=True)
@@ -112,15 +122,19 @@ class RecycleBin:
 
     def __init__(self, settings: Settings, locations: Locations) -> None:
         self._retention_s = settings.bin_retention
-        self._overcommit = settings.overcommit
         self._locations = locations
 
     async def all(self) -> list[tuple[Location, BinEntry]]:
-        """What can be restored, oldest first."""
-        found = []
+        """What can be restored, oldest first, in the locations whose bin can be read."""
+        found: list[tuple[Location, BinEntry]] = []
         for location in self._locations.answering():
-            with os_errors(location):
-                found += [(location, entry) for entry in await location.disk.run(entries, location.path)]
+            try:
+                found += [
+                    (location, entry)
+                    for entry in await within(self._locations.patience_s, location.disk.run(entries, location.path))
+                ]
+            except OSError as error:
+                log.warning("the bin of %s cannot be read: %s", location.name, error)
         return sorted(found, key=lambda item: item[1].destroyed)
 
     async def purge(self, location: Location, entry: BinEntry) -> None:
@@ -132,9 +146,18 @@ class RecycleBin:
             except FileNotFoundError:
                 return
             finally:
-                guard.release()
+                await location.disk.run(guard.release)
         log.info("purging volume %s from the bin of %s", entry.volume_id, location.name)
-        await location.disk.run(empty_trash, path)
+        await self.empty(location, path)
+
+    async def empty(self, location: Location, path: str) -> None:
+        """Delete something in the trash, in a thread of its own; nothing if that is under way."""
+        if path not in location.emptying:
+            location.emptying.add(path)
+            try:
+                await location.dustman.run(empty_trash, path)
+            finally:
+                location.emptying.discard(path)
 
     async def purge_expired(self) -> None:
         """Delete what has been in the bin for longer than the retention time."""
@@ -143,17 +166,23 @@ class RecycleBin:
             if location.read_only is None and entry.purge_at(self._retention_s) <= now:
                 await self.purge(location, entry)
 
-    async def make_room(self, size_bytes: int) -> bool:
-        """Purge, oldest first, until some location's free space would allow the size; whether anything was."""
-        purged = False
-        for location, entry in await self.all():
-            if location.read_only is not None:
-                continue
-            with os_errors(location):
-                space = await location.disk.run(read_space, location.path)
-            if space_problem(space, overcommit=self._overcommit, more_bytes=size_bytes) is None:
-                continue
-            log.warning("the bin of %s makes room for a new volume", location.name)
+    async def make_room(self, location: Location, missing_bytes: int) -> bool:
+        """Purge the oldest of one location's bin until that much space is free again.
+
+        Nothing is purged, and the answer is False, when all of the bin would not be enough.
+        """
+        if location.read_only:
+            return False
+        with os_errors(location):
+            sized = await location.disk.run(
+                lambda: [(entry, allocated_bytes(location.path, entry)) for entry in entries(location.path)]
+            )
+        if sum(size for _, size in sized) < missing_bytes:
+            return False
+        for entry, size in sized:
+            if missing_bytes <= 0:
+                break
+            log.warning("the bin of %s makes room: volume %s goes early", location.name, entry.volume_id)
             await self.purge(location, entry)
-            purged = True
-        return purged
+            missing_bytes -= size
+        return True

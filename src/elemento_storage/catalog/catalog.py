@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from elemento_storage.catalog import bin as recycle_bin
-from elemento_storage.catalog import locks, reservations
+from elemento_storage.catalog import locks, presence, reservations
 from elemento_storage.catalog.bin import RecycleBin
 from elemento_storage.catalog.guard import volume_guard
 from elemento_storage.catalog.location import Location, OnChange, SweepReport
@@ -20,7 +20,7 @@ from elemento_storage.catalog.locations import Locations, os_errors, require_wri
 from elemento_storage.catalog.locks import LockRecord
 from elemento_storage.catalog.room import Room
 from elemento_storage.config import Settings
-from elemento_storage.disk import Place
+from elemento_storage.disk import Place, within
 from elemento_storage.durable import TEMPORARY_PREFIX
 from elemento_storage.errors import LocationUnavailable, StorageError, VolumeLocked, VolumeNotFound
 from elemento_storage.keyed_locks import KeyedLocks
@@ -29,6 +29,7 @@ from elemento_storage.model import Volume, new_uid
 log = logging.getLogger(__name__)
 
 _PURGE_INTERVAL_S = 60.0
+_STOP_PATIENCE_S = 5.0
 
 Check = Callable[[Volume], None]
 Resolver = Callable[[Place, LockRecord], Awaitable[None]]
@@ -67,37 +68,52 @@ class Catalog:
         self._one_at_a_time = KeyedLocks()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
+        self._tidying: set[str] = set()
 
     # -- life ----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Find the locations, put right what dead servers left, read every volume."""
         await self.look_around()
-        self._tasks = [
-            asyncio.create_task(_every(self._settings.heartbeat, self.locations.heartbeat)),
-            asyncio.create_task(_every(self._settings.sweep_interval, self.look_around)),
-            asyncio.create_task(_every(_PURGE_INTERVAL_S, self.bin.purge_expired)),
-        ]
+        for interval_s, work in (
+            (self._settings.heartbeat, self.locations.heartbeat),
+            (self._settings.sweep_interval, self.look_around),
+            (_PURGE_INTERVAL_S, self.bin.purge_expired),
+        ):
+            self._tasks.append(asyncio.create_task(_every(interval_s, work), name=work.__name__))
 
     async def stop(self) -> None:
         """End the background work and leave every location."""
         for task in (*self._tasks, *self._background):
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
-        self.locations.close()
+        if tasks := {*self._tasks, *self._background}:
+            await asyncio.wait(tasks, timeout=_STOP_PATIENCE_S)
+        await self.locations.close()
 
     async def look_around(self, *, max_age_s: float | None = None) -> SweepReport:
         """Find new locations, compare the index with the disk, resolve what dead servers left."""
-        for location in await self.locations.discover():
-            await self.locations.open(location)
-        report = await self.locations.refresh(max_age_s=max_age_s)
+        report = await self.locations.look(max_age_s=max_age_s)
         self.locations.find_duplicates()
-        for location in self.locations.answering():
-            if location.read_only is None:
-                await self._resolve_leftovers(location)
+        await asyncio.gather(*(self._tidy(location) for location in self.locations.answering()))
         return report
 
-    def in_background(self, work: Awaitable[None]) -> None:
+    async def _tidy(self, location: Location) -> None:
+        if location.presence is None or location.name in self._tidying:
+            return
+
+        async def tidy() -> None:
+            self._tidying.add(location.name)
+            try:
+                await self._resolve_leftovers(location)
+            except (StorageError, OSError) as error:
+                log.warning("location %s cannot be tidied now: %s", location.name, error)
+            finally:
+                self._tidying.discard(location.name)
+
+        with contextlib.suppress(TimeoutError):
+            await within(self.locations.patience_s, tidy())
+
+    def in_background(self, work: Awaitable[object]) -> None:
         """Do something that nobody waits for; a failure is logged."""
 
         async def guarded() -> None:
@@ -112,23 +128,31 @@ class Catalog:
 
     async def _resolve_leftovers(self, location: Location) -> None:
         """Locks of dead servers, what they had half made, temporary files, trash."""
-        with os_errors(location):
-            await location.disk.run(
-                reservations.remove_dead, location.path, self.server_id, lease_s=self._settings.lease
-            )
+        lease_s = self._settings.lease
+        await location.disk.run(reservations.remove_dead, location.path, self.server_id, lease_s=lease_s)
         for volume_id, entry in list(location.entries.items()):
             if entry.volume.locks or entry.leftovers:
-                with contextlib.suppress(VolumeLocked, VolumeNotFound):
+                try:
                     async with self.hold(volume_id, lambda _: None):
                         pass  # taking hold resolves what can be resolved
+                except (VolumeLocked, VolumeNotFound):
+                    continue
+                except Exception:
+                    log.exception("volume %s cannot be put right", volume_id)
+        await location.disk.run(presence.remove_dead, location.path, lease_s=lease_s)
         for path in await location.disk.run(recycle_bin.trash, location.path):
-            self.in_background(location.disk.run(recycle_bin.empty_trash, path))
+            self.in_background(self.bin.empty(location, path))
 
-    async def find(self, volume_id: str) -> tuple[Location, Volume]:
-        """A volume as it is on disk. Raises VolumeNotFound, LocationUnavailable."""
+    async def find(self, volume_id: str, check: Check) -> tuple[Location, Volume]:
+        """A volume as it is on disk, if ``check`` lets the caller see it.
+
+        Raises VolumeNotFound, LocationUnavailable, and what ``check`` raises.
+        """
         for location in self.locations.by_name.values():
-            if volume_id in location.entries:
+            known = location.entries.get(volume_id)
+            if known is not None:
                 if location.missing is not None:
+                    check(known.volume)
                     raise LocationUnavailable(
                         f"location {location.name} does not answer: {location.missing}",
                         location=location.name,
@@ -136,13 +160,18 @@ class Catalog:
                 with os_errors(location):
                     volume = await location.fresh(volume_id)
                 if volume is not None:
+                    check(volume)
                     return location, volume
         # Not in the index: somebody may have put it there since the last sweep.
-        for location in self.locations.by_name.values():
-            if location.missing is None and volume_id not in location.entries:
-                with os_errors(location):
-                    volume = await location.reload(volume_id)
+        for location in self.locations.answering():
+            if volume_id not in location.entries:
+                try:
+                    volume = await within(self.locations.patience_s, location.reload(volume_id))
+                except OSError as error:
+                    log.warning("location %s was not asked for %s: %s", location.name, volume_id, error)
+                    continue
                 if volume is not None:
+                    check(volume)
                     return location, volume
         raise VolumeNotFound(volume_id)
 
@@ -155,17 +184,21 @@ class Catalog:
         what ``check`` raises.
         """
         async with self._one_at_a_time.hold(volume_id):
-            location, volume = await self.find(volume_id)
-            check(volume)
+            location, volume = await self.find(volume_id, check)
             require_writable(location)
+            own_name = own_lock.file_name if own_lock else None
+            if any(name != own_name for name in volume.locks):
+                # Before the guard: whoever holds it for long holds a lock too, and that is the better answer.
+                await self._require_resolvable(location, volume)
             async with self.guard(location, volume_id):
                 settled = await location.reload(volume_id)
                 if settled is None:
                     raise VolumeNotFound(volume_id)
                 check(settled)
-                own_name = own_lock.file_name if own_lock else None
                 if any(name != own_name for name in settled.locks):
-                    settled = await self._settle_locks(location, settled)
+                    settled = await self._resolve_locks(location, settled)
+                if own_name is not None and own_name not in settled.locks:
+                    raise VolumeLocked("the operation's lock file was taken away: it stops before it changes anything")
                 if location.entries[volume_id].leftovers:
                     await location.disk.run(_remove_temporaries, location.volume_path(volume_id))
                 yield Held(location, settled)
@@ -178,7 +211,7 @@ class Catalog:
             try:
                 yield
             finally:
-                guard.release()
+                await location.disk.run(guard.release)
 
     async def settle(self, volume_id: str) -> None:
         """Resolve what an operation left that ended badly, by the same code as after a crash.
@@ -199,10 +232,10 @@ class Catalog:
         found = [await location.disk.run(locks.read_lock, directory, name) for name in volume.locks]
         return [lock for lock in found if lock is not None]
 
-    async def _settle_locks(self, location: Location, volume: Volume) -> Volume:
-        """Resolve locks whose server is dead. Raises VolumeLocked when one remains."""
-        place = location.place(volume.volume_id)
-        for lock in await self.read_locks(location, volume):
+    async def _require_resolvable(self, location: Location, volume: Volume) -> list[LockRecord]:
+        """The locks, if all of them are left over. Raises VolumeLocked when somebody works under one."""
+        found = await self.read_locks(location, volume)
+        for lock in found:
             orphaned = await location.disk.run(
                 locks.is_orphaned,
                 location.path,
@@ -211,15 +244,19 @@ class Catalog:
                 self.active_operations,
                 lease_s=self._settings.lease,
             )
-            resolver = self.resolvers.get(lock.purpose)
-            if not orphaned or resolver is None:
+            if not orphaned or lock.purpose not in self.resolvers:
                 raise VolumeLocked(
                     f"the volume is locked: {lock.purpose or 'unknown operation'} by "
                     f"{lock.host or 'another product'} since {lock.started or 'an unknown time'}",
                     locked=describe_lock(lock),
                 )
+        return found
+
+    async def _resolve_locks(self, location: Location, volume: Volume) -> Volume:
+        place = location.place(volume.volume_id)
+        for lock in await self._require_resolvable(location, volume):
             log.warning("volume %s: resolving the %s that its server left", volume.volume_id, lock.purpose)
-            await resolver(place, lock)
+            await self.resolvers[lock.purpose](place, lock)
             await location.disk.run(locks.remove_lock, place.directory, lock)
         settled = await location.reload(volume.volume_id)
         if settled is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elemento_storage.catalog.settings import SETTINGS_FILE
-from elemento_storage.model import VOLUME_SUFFIX
+from elemento_storage.model import VOLUME_SUFFIX, printable
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,16 @@ def find_locations(root: str, depth: int) -> list[FoundLocation]:
             if not is_location:
                 below.extend(_subdirectories(path, real_root))
                 continue
-            name = os.path.relpath(path, real_root)
+            name = printable(os.path.relpath(path, real_root))
             identity = (status.st_dev, status.st_ino)
             found.setdefault(identity, FoundLocation(name, path, identity))
         level = below
-    return sorted(found.values(), key=lambda location: location.name)
+    highest = [
+        location
+        for location in found.values()
+        if not any(location.path.startswith(f"{other.path}/") for other in found.values())
+    ]
+    return sorted(highest, key=lambda location: location.name)
 
 
 def _subdirectories(path: str, real_root: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ that an operation of ours touched in the meantime is left out of the result, bec
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -24,14 +25,16 @@ from elemento_storage.catalog.volume_directory import (
     read_entry,
     refresh_entry,
 )
-from elemento_storage.disk import Disk, Place
-from elemento_storage.model import VOLUME_SUFFIX, Volume, volume_directory_name, volume_id_of_directory
+from elemento_storage.disk import Disk, Place, within
+from elemento_storage.model import VOLUME_SUFFIX, Volume, printable, volume_directory_name, volume_id_of_directory
 
 log = logging.getLogger(__name__)
 
 BIN_DIRECTORY: Final = "elemento-bin"
 STAGING_DIRECTORY: Final = f"{WORK_DIRECTORY}/staging"
+NOT_READ_YET: Final = "it was not read yet"
 TRASH_DIRECTORY: Final = f"{WORK_DIRECTORY}/trash"
+_GOODBYE_S: Final = 1.0
 _STILL_FRESH_S: Final = 1.0
 _SWEEP_SHARE: Final = 20  # sweeping takes at most 1/20 of the time
 
@@ -57,6 +60,13 @@ class SweepReport:
     removed: list[str] = field(default_factory=list)
 
 
+@dataclass
+class SweepSteps:
+    """Counts on while a sweep gets on."""
+
+    count: int = 0
+
+
 OnChange = Callable[[Volume | None, Volume | None], None]
 
 
@@ -69,16 +79,22 @@ class Location:
         self.identity = found.identity
         self.settings = LocationSettings()
         self.settings_problem: str | None = None
-        self.missing: str | None = None  #: why the location does not answer; its volumes are kept, not shown
+        self.missing: str | None = NOT_READ_YET  #: why the location does not answer; its volumes are kept, not shown
         self.read_only: str | None = None  #: why nothing can be written here
         self.entries: dict[str, Entry] = {}
         self.odd: dict[str, str] = {}  #: directory name → why it is not a volume
         self.own_reservations: dict[str, int] = {}  #: volume id → bytes, of operations under way here
         self.foreign_reservations: dict[str, int] = {}  #: the same of other servers, as last read
-        self.stamp = b""
+        self.own_allocations: dict[str, int] = {}  #: volume id → bytes being preallocated
+        self.no_presence: str | None = None  #: why no sign of life could be left
+        self.presence: Presence | None = None
         self.placement = asyncio.Lock()
         self.disk = Disk(found.name)
-        self.presence: Presence | None = None
+        self.pulse = Disk(f"{found.name}-pulse", threads=1)  #: signs of life, however busy the others are
+        self.dustman = Disk(f"{found.name}-dustman", threads=1)  #: deleting may take long
+        self.emptying: set[str] = set()  #: paths in the trash that are being deleted
+        self.tending: asyncio.Task[SweepReport] | None = None
+        self.steps = SweepSteps()
         self._lease_s = lease_s
         self._on_change = on_change
         self._virtual_bytes = 0
@@ -100,7 +116,7 @@ class Location:
     @property
     def problem(self) -> str | None:
         """Why nothing new can be created here, as far as is known without asking the file system."""
-        return self.missing or self.settings_problem or self.read_only
+        return self.missing or self.settings_problem or self.read_only or self.no_presence
 
     @property
     def virtual_bytes(self) -> int:
@@ -216,6 +232,7 @@ class Location:
                 self._names,
                 self._names_mtime_ns,
                 self._lease_s,
+                self.steps,
             )
             touched, self._touched = self._touched, None
         finally:
@@ -254,12 +271,14 @@ class Location:
                 log.error("location %s cannot take new volumes: %s", self.name, error)
             self.settings_problem = str(error)
 
-    def close(self) -> None:
-        """Say goodbye and end the threads."""
+    async def close(self) -> None:
+        """Say goodbye, if the location answers, and end the threads."""
         if self.presence is not None:
-            self.presence.leave()
+            with contextlib.suppress(OSError):
+                await within(_GOODBYE_S, self.pulse.run(self.presence.leave))
             self.presence = None
-        self.disk.close()
+        for disk in (self.disk, self.pulse, self.dustman):
+            disk.close()
 
 
 def differs(before: Volume | None, after: Volume | None) -> bool:
@@ -282,6 +301,7 @@ def _sweep_directory(
     names: dict[str, str | None],
     names_mtime_ns: int,
     lease_s: float,
+    steps: SweepSteps,
 ) -> SweepResult:
     started = time.monotonic()
     mtime_ns = os.stat(path).st_mtime_ns
@@ -290,8 +310,9 @@ def _sweep_directory(
     result = SweepResult(names=names, names_mtime_ns=believable(mtime_ns))
     seen = 0
     for directory_name, volume_id in names.items():
+        steps.count += 1
         if volume_id is None:
-            result.odd[directory_name] = "the name is not vid.<32 lower-case hex digits>.elimg"
+            result.odd[printable(directory_name)] = "the name is not vid.<32 lower-case hex digits>.elimg"
             continue
         known = entries.get(volume_id)
         try:

@@ -5,12 +5,13 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any
 
-from elemento_storage.catalog import reservations
 from elemento_storage.catalog.discovery import find_locations
 from elemento_storage.catalog.guard import WORK_DIRECTORY
 from elemento_storage.catalog.location import (
+    NOT_READ_YET,
     STAGING_DIRECTORY,
     TRASH_DIRECTORY,
     Location,
@@ -21,7 +22,7 @@ from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.presence import Presence
 from elemento_storage.catalog.settings import SETTINGS_FILE
 from elemento_storage.config import Settings
-from elemento_storage.disk import Disk
+from elemento_storage.disk import Disk, within
 from elemento_storage.errors import LocationUnavailable, NoRoom
 from elemento_storage.model import Volume
 
@@ -31,73 +32,114 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Locations:
-    """All locations below one root, by name."""
+    """All locations below one root, by name.
+
+    No location can hold up another: each is tended by a task of its own, and one that does not answer in time is marked
+    and skipped until that task has come back.
+    """
 
     def __init__(self, settings: Settings, server_id: str, on_change: OnChange) -> None:
         self.by_name: dict[str, Location] = {}
         self.problem: str | None = None  #: why the root itself cannot be read
         self.duplicates: set[str] = set()  #: volume ids that more than one location has
+        self.patience_s = settings.disk_timeout / 3  #: how long one location may keep the others waiting
         self._server_id = server_id
         self._settings = settings
         self._on_change = on_change
-        self._root_disk = Disk("root")
-        self._looking = asyncio.Lock()
+        self._root_disk = Disk("root", threads=1)
+        self._discovering: asyncio.Task[None] | None = None
 
     def answering(self) -> list[Location]:
         """The locations that are there, by name."""
         return [location for location in self.by_name.values() if location.missing is None]
 
-    async def discover(self) -> list[Location]:
-        """Look for locations: vanished ones are marked, changed settings are read; the new ones."""
-        async with self._looking:
+    # -- looking -------------------------------------------------------------------------------------------
+
+    async def look(self, *, max_age_s: float | None = None) -> SweepReport:
+        """Find new locations and compare every one with the disk, its settings included."""
+        if self._discovering is None or self._discovering.done():
+            self._discovering = asyncio.create_task(self._discover(), name="discover")
+        await asyncio.wait({self._discovering}, timeout=self.patience_s)
+        return await self._each(self.by_name.values(), lambda location: self._tend(location, max_age_s))
+
+    async def refresh(self) -> SweepReport:
+        """Compare the locations that answer with the index, if that is not just done."""
+        return await self._each(self.answering(), lambda location: location.sweep())
+
+    async def _discover(self) -> None:
+        try:
+            found = await self._root_disk.run(find_locations, self._settings.root, self._settings.search_depth)
+        except OSError as error:
+            self.problem = f"the root {self._settings.root} cannot be read: {error.strerror}"
+            log.error(self.problem)
+            return
+        self.problem = None
+        for newly in found:
+            known = self.by_name.get(newly.name)
+            if known is None:
+                self.by_name[newly.name] = Location(newly, lease_s=self._settings.lease, on_change=self._on_change)
+            else:
+                known.identity = newly.identity
+        self.by_name = dict(sorted(self.by_name.items()))
+
+    async def _each(
+        self, locations: Iterable[Location], work: Callable[[Location], Coroutine[Any, Any, SweepReport]]
+    ) -> SweepReport:
+        total = SweepReport()
+
+        async def one(location: Location) -> None:
+            if location.missing is not None and location.tending is not None and not location.tending.done():
+                return  # it still hangs from the last time
             try:
-                found = await self._root_disk.run(find_locations, self._settings.root, self._settings.search_depth)
-                self.problem = None
+                report = await self._patiently(location, work(location))
+            except TimeoutError:
+                self._mark_missing(location, "it does not answer")
             except OSError as error:
-                found = []
-                self.problem = f"the root {self._settings.root} cannot be read: {error.strerror}"
-                log.error(self.problem)
-            present = {location.name: location for location in found}
-            for name, location in self.by_name.items():
-                newly = present.get(name)
-                if newly is None:
-                    self._mark_missing(location, f"{location.path}/{SETTINGS_FILE} is gone; is the disk mounted?")
-                elif location.missing is not None or newly.identity != location.identity:
-                    log.info("location %s is back", name)
-                    location.identity = newly.identity
-                    location.missing = None
-            fresh = []
-            for name, newly in present.items():
-                if name not in self.by_name:
-                    fresh.append(Location(newly, lease_s=self._settings.lease, on_change=self._on_change))
-            for location in fresh:
-                self.by_name[location.name] = location
-            self.by_name = dict(sorted(self.by_name.items()))
-            for location in self.by_name.values():
-                if location.missing is None:
-                    try:
-                        await location.load_settings()
-                    except OSError as error:
-                        self._mark_missing(location, f"settings.json cannot be read: {error.strerror}")
-            return fresh
+                self._mark_missing(location, error.strerror or str(error))
+            else:
+                total.added += report.added
+                total.changed += report.changed
+                total.removed += report.removed
+
+        await asyncio.gather(*(one(location) for location in list(locations)))
+        return total
+
+    async def _patiently(self, location: Location, work: Coroutine[Any, Any, SweepReport]) -> SweepReport:
+        """Wait as long as the sweep gets on: a million volumes take long, a dead disk does nothing at all."""
+        location.tending = task = asyncio.create_task(work, name=f"tend-{location.name}")
+        steps = -1
+        while True:
+            done, _ = await asyncio.wait({task}, timeout=self.patience_s)
+            if done:
+                return task.result()
+            if location.steps.count == steps:
+                task.add_done_callback(lambda late: late.cancelled() or late.exception())
+                raise TimeoutError
+            steps = location.steps.count
+
+    async def _tend(self, location: Location, max_age_s: float | None) -> SweepReport:
+        try:
+            await location.load_settings()
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "settings.json is gone; is the disk mounted?") from None
+        if location.presence is None:
+            await self._enter(location)
+        report = await location.sweep(max_age_s=max_age_s)
+        if location.missing is not None:
+            log.info("location %s answers", location.name)
+            location.missing = None
+        return report
 
     def _mark_missing(self, location: Location, reason: str) -> None:
-        if location.missing is None:
+        if location.missing in (None, NOT_READ_YET):
             log.error("location %s does not answer: %s", location.name, reason)
         location.missing = reason
 
-    async def open(self, location: Location) -> None:
-        """First contact: leave a sign of life, remove what the dead left half made, read the volumes."""
-        if location.missing is not None:
-            return
-        try:
-            await self._enter(location)
-            await location.sweep(max_age_s=0.0)
-        except OSError as error:
-            self._mark_missing(location, error.strerror or str(error))
-            return
+    # -- signs of life -------------------------------------------------------------------------------------
 
     async def _enter(self, location: Location) -> None:
+        """Make our working directories and leave a sign of life, without which nothing is locked or reserved here."""
+
         def enter() -> Presence:
             # A disk that is no longer mounted leaves an empty directory: nothing is written below the mount point.
             os.stat(f"{location.path}/{SETTINGS_FILE}")
@@ -105,59 +147,42 @@ class Locations:
                 raise PermissionError(errno.EPERM, "not mounted")
             for directory in (WORK_DIRECTORY, STAGING_DIRECTORY, TRASH_DIRECTORY):
                 os.makedirs(f"{location.path}/{directory}", exist_ok=True)
-            sign = Presence(location.path, self._server_id)
-            reservations.remove_dead(location.path, self._server_id, lease_s=self._settings.lease)
-            return sign
+            return Presence(location.path, self._server_id)
 
+        before = (location.read_only, location.no_presence)
         try:
-            location.presence = await location.disk.run(enter)
-            location.read_only = None
-        except PermissionError as error:
-            location.read_only = f"nothing can be written: {error.strerror}"
+            location.presence = await location.pulse.run(enter)
+            location.read_only = location.no_presence = None
         except OSError as error:
-            if error.errno not in (errno.EROFS, *_FULL):
+            reason = error.strerror or str(error)
+            if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+                location.read_only = f"nothing can be written: {reason}"
+            elif error.errno in _FULL:
+                # Destroying and purging still work, and are what makes room.
+                location.no_presence = f"no sign of life can be left: {reason}"
+            else:
                 raise
-            location.read_only = f"nothing can be written: {error.strerror}"
-        if location.read_only:
-            log.warning("location %s: %s", location.name, location.read_only)
+        if (location.read_only, location.no_presence) != before:
+            log.warning("location %s: %s", location.name, location.read_only or location.no_presence or "writable")
 
     async def heartbeat(self) -> None:
-        """A sign of life in every location."""
+        """A sign of life in every location where one can be left."""
 
-        async def beat(location: Location) -> None:
-            presence = location.presence
+        async def beat(location: Location, presence: Presence) -> None:
             try:
-                if presence is None:
-                    await self._enter(location)
-                    return
-                try:
-                    await location.disk.run(presence.touch)
-                except FileNotFoundError:
-                    # Somebody took the file away, or a disk was mounted over it: say again that we are here.
-                    location.presence = None
-                    await location.disk.run(presence.leave)
+                await within(self.patience_s, location.pulse.run(presence.touch))
+            except TimeoutError:
+                self._mark_missing(location, "it does not answer")
+            except FileNotFoundError:
+                # Somebody took the file away, or a disk was mounted over it: the next look says that we are here.
+                location.presence = None
+                await location.pulse.run(presence.leave)
             except OSError as error:
                 self._mark_missing(location, error.strerror or str(error))
 
-        await asyncio.gather(*(beat(location) for location in self.answering()))
-
-    async def refresh(self, *, max_age_s: float | None = None) -> SweepReport:
-        """Compare every location with the disk; one that does not answer in time is marked, not waited for."""
-        total = SweepReport()
-
-        async def one(location: Location) -> None:
-            try:
-                report = await asyncio.wait_for(location.sweep(max_age_s=max_age_s), self._settings.disk_timeout)
-            except OSError as error:
-                reason = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-                self._mark_missing(location, reason)
-                return
-            total.added += report.added
-            total.changed += report.changed
-            total.removed += report.removed
-
-        await asyncio.gather(*(one(location) for location in self.answering()))
-        return total
+        await asyncio.gather(
+            *(beat(location, location.presence) for location in self.answering() if location.presence is not None)
+        )
 
     def find_duplicates(self) -> None:
         """Volumes copied by hand into a second location: the first by name counts, the others are reported."""
@@ -182,10 +207,9 @@ class Locations:
                     shown.add(volume_id)
                 yield entry.volume
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Leave every location."""
-        for location in self.by_name.values():
-            location.close()
+        await asyncio.gather(*(location.close() for location in self.by_name.values()))
         self._root_disk.close()
 
 
@@ -193,6 +217,14 @@ def require_writable(location: Location) -> None:
     """Raises LocationUnavailable when nothing can be written there."""
     if location.read_only:
         raise LocationUnavailable(f"location {location.name}: {location.read_only}", location=location.name)
+
+
+def require_presence(location: Location) -> None:
+    """Raises LocationUnavailable when other servers could take us for dead, and our locks for leftovers."""
+    require_writable(location)
+    if location.presence is None:
+        reason = location.no_presence or "this server has not entered it yet"
+        raise LocationUnavailable(f"location {location.name}: {reason}", location=location.name)
 
 
 @contextlib.contextmanager

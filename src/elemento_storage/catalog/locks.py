@@ -12,9 +12,9 @@ import msgspec
 
 from elemento_storage.catalog.presence import is_alive
 from elemento_storage.catalog.volume_directory import LOCK_PREFIX, LOCK_SUFFIX
-from elemento_storage.durable import fsync_directory, write_new
+from elemento_storage.durable import fsync_directory, replace
 from elemento_storage.faultpoints import reached
-from elemento_storage.model import utc_now
+from elemento_storage.model import normalise_uid, printable, utc_now
 
 _NAME = re.compile(r"elemento\.([^.]+)\.([^.]+)\.ignore", re.ASCII)
 
@@ -57,9 +57,9 @@ def write_lock(directory: str, lock: LockRecord) -> None:
     """Make the lock durable. Only under the volume's guard, with no other lock there. Blocks."""
     path = f"{directory}/{lock.file_name}"
     try:
-        write_new(path, msgspec.json.encode(lock) + b"\n")
+        # In one rename: half a lock file could be read by nobody, and would lock the volume for ever.
+        replace(path, msgspec.json.encode(lock) + b"\n")
         reached("lock.written")
-        fsync_directory(directory)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -87,13 +87,14 @@ def read_lock(directory: str, name: str) -> LockRecord | None:
     except OSError:
         content = b""
     match = _NAME.fullmatch(name)
-    purpose, operation = match.groups() if match else (name[len(LOCK_PREFIX) : -len(LOCK_SUFFIX)], "")
+    purpose, operation = match.groups() if match else (printable(name[len(LOCK_PREFIX) : -len(LOCK_SUFFIX)]), "")
     try:
         record = msgspec.json.decode(content, type=LockRecord)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return LockRecord(purpose=purpose, operation=operation)
-    # The name is what excludes others; a content that disagrees is not believed.
-    if (record.purpose, record.operation) != (purpose, operation):
+    # The name is what excludes others; a content that disagrees, or is not of our making, is not believed.
+    uids_are_ours = all(normalise_uid(uid) == uid for uid in (record.operation, record.server))
+    if (record.purpose, record.operation) != (purpose, operation) or not uids_are_ours:
         return LockRecord(purpose=purpose, operation=operation)
     return record
 

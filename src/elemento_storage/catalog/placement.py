@@ -42,25 +42,24 @@ def _is_mount_point(path: str) -> bool:
         return any(line.split(" ", 5)[4] == escaped for line in mounts)
 
 
-def creation_problem(settings: LocationSettings, *, unique: bool, space: Space) -> str | None:
+def creation_problem(*, unique: bool, space: Space) -> str | None:
     """Why nothing at all can be created there now."""
     if unique and not space.is_mount_point:
         return "not mounted: the location is said to be a file system of its own, and none is mounted there"
     return None
 
 
-def room_problem(
+def quota_problem(
     settings: LocationSettings,
     usage: Usage,
     space: Space,
     *,
     unique: bool,
-    overcommit: float,
     more_bytes: int,
     more_volumes: int,
     largest_bytes: int,
 ) -> str | None:
-    """Why the location cannot take ``more_volumes`` with ``more_bytes`` in all, in a sentence; None when it can.
+    """Why the limits forbid ``more_volumes`` with ``more_bytes`` in all, in a sentence; None when they do not.
 
     ``largest_bytes`` is the size of the largest volume among them as it will be.
     """
@@ -74,7 +73,7 @@ def room_problem(
     if unique and usage.virtual_bytes + more_bytes > space.total_bytes:
         left = max(0, space.total_bytes - usage.virtual_bytes)
         return f"the file system's size leaves {left} bytes, {more_bytes} are asked for"
-    return space_problem(space, overcommit=overcommit, more_bytes=more_bytes)
+    return None
 
 
 def space_problem(space: Space, *, overcommit: float, more_bytes: int) -> str | None:

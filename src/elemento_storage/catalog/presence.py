@@ -53,17 +53,21 @@ class Presence:
         # Locked before it gets its name: nobody ever sees it unlocked and takes us for dead. (Empty until it is
         # locked, so that remove_dead, which may meet it in between, waits for the lease.)
         temporary = f"{self._directory}/.{server_id}"
-        writer = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        # A descriptor that is kept open for writing would keep the file system from being remounted read-only. A read
+        # lock is enough: who wants to know whether we live tries for a write lock.
+        self._descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # A descriptor that is kept open for writing would keep the file system from being remounted read-only.
-            # A read lock is enough: who wants to know whether we live tries for a write lock.
-            self._descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
             try_lock(self._descriptor, kind=fcntl.F_RDLCK)
             record = ServerRecord(server_id, socket.gethostname(), BOOT_ID, os.getpid(), utc_now())
-            os.write(writer, msgspec.json.encode(record) + b"\n")
-        finally:
-            os.close(writer)
-        os.rename(temporary, self._path)
+            with open(temporary, "wb") as file:
+                file.write(msgspec.json.encode(record) + b"\n")
+            os.rename(temporary, self._path)
+        except BaseException:
+            os.close(self._descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
     def touch(self) -> None:
         """A sign of life. Raises FileNotFoundError when somebody took our file away, OSError."""

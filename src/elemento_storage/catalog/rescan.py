@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.catalog.location import Location, SweepReport
+from elemento_storage.model import printable
 
 
 @dataclass
@@ -38,7 +39,7 @@ async def rescan(catalog: Catalog) -> RescanReport:
         for volume_id, entry in list(location.entries.items()):
             for lock in await catalog.read_locks(location, entry.volume) if entry.volume.locks else []:
                 if not lock.server or lock.purpose not in catalog.resolvers:
-                    report.foreign_locks.append({"vid": volume_id, "lock": lock.file_name})
+                    report.foreign_locks.append({"vid": volume_id, "lock": printable(lock.file_name)})
     return report
 
 

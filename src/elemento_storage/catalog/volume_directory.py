@@ -1,7 +1,6 @@
 """One volume's directory: reading it, and rewriting its meta.json (contract, section 3; docs/on-disk-format.md)."""
 
 import hashlib
-import json
 import os
 import stat
 import time
@@ -178,18 +177,28 @@ def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: flo
     return False
 
 
-def publish(staging: str, location_path: str, meta: VolumeMeta) -> None:
+def finish_staging(staging: str, meta: VolumeMeta) -> None:
+    """Make a staging directory whole and durable: all but its name. Blocks. Raises OSError."""
+    write_new(f"{staging}/{META_FILE}", msgspec.json.encode(meta))
+    fsync_directory(staging)
+    reached("create.staged")
+
+
+def publish(staging: str, location_path: str, volume_id: str) -> None:
     """Make a finished staging directory a volume, in one rename; durable when it returns. Blocks.
 
     Raises OSError; ENOTEMPTY or EEXIST when a volume of this id exists.
     """
-    write_new(f"{staging}/{META_FILE}", msgspec.json.encode(meta))
-    fsync_directory(staging)
-    reached("create.staged")
-    os.rename(staging, f"{location_path}/{volume_directory_name(meta.volume_id)}")
+    os.rename(staging, f"{location_path}/{volume_directory_name(volume_id)}")
     reached("create.renamed")
     fsync_directory(location_path)
     reached("create.durable")
+
+
+def take_back(staging: str, location_path: str, volume_id: str) -> None:
+    """Undo ``publish`` before anybody was told of the volume. Blocks."""
+    os.rename(f"{location_path}/{volume_directory_name(volume_id)}", staging)
+    fsync_directory(location_path)
 
 
 def image_size(directory: str, image_format: VolumeFormat) -> int:
@@ -218,10 +227,12 @@ def rewrite_meta(directory: str, changes: Mapping[str, object]) -> None:
     Only under the volume's guard. Raises OddDirectory, OSError.
     """
     content, _ = _read_small(directory, META_FILE)
-    # The standard library's reader: numbers of any length in keys that are not ours come out as they went in.
-    values = json.loads(content)
+    # Values we do not change go out as the bytes they came in: 1e999 or twenty digits survive.
+    values: dict[str, object] = dict(msgspec.json.decode(content, type=dict[str, msgspec.Raw]))
     values.update(changes)
-    replace(f"{directory}/{META_FILE}", json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode())
+    rewritten = msgspec.json.encode(values)
+    _meta_decoder.decode(rewritten)
+    replace(f"{directory}/{META_FILE}", rewritten)
 
 
 def _read_small(directory: str, name: str) -> tuple[bytes, int]:

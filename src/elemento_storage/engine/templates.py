@@ -5,7 +5,9 @@ one of each size; its few non-zero pieces are kept and written out for the next 
 implementation of the format: what is written is what this host's qemu-img wrote.
 """
 
+import asyncio
 import os
+import shutil
 import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -52,10 +54,13 @@ class Qcow2Templates:
         """
         template = self._templates.get(size_bytes)
         if template is None:
-            with tempfile.TemporaryDirectory(prefix="elemento-template-") as directory:
+            directory = await asyncio.to_thread(tempfile.mkdtemp, prefix="elemento-template-")
+            try:
                 path = f"{directory}/image.qcow2"
                 await qemu_img.create(path, VolumeFormat.QCOW2, size_bytes)
-                template = _read(path)
+                template = await asyncio.to_thread(_read, path)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, directory)
             if template is None:
                 return None
             self._templates[size_bytes] = template

@@ -7,16 +7,16 @@ left is resolved by looking at meta.json alone: the other data file is the one t
 
 import contextlib
 import os
-import shutil
 
 from elemento_storage.catalog.catalog import Held
+from elemento_storage.catalog.locations import os_errors, require_presence
 from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, write_lock
 from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.room import no_room
 from elemento_storage.catalog.volume_directory import image_size, read_format, rewrite_meta
 from elemento_storage.disk import Place
-from elemento_storage.durable import fsync_directory
-from elemento_storage.errors import FormatUnsupported, VolumeExported
+from elemento_storage.durable import fsync_directory, keep_owner_and_mode
+from elemento_storage.errors import Conflict, FormatUnsupported, InternalFault, VolumeExported
 from elemento_storage.faultpoints import reached
 from elemento_storage.jobs import JobState
 from elemento_storage.model import Volume, VolumeFormat
@@ -25,6 +25,8 @@ from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 
 PURPOSE = "convert"
+_COPY_PREFIX = ".elemento-convert-"
+_FILES = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
 
 
 class Converting:
@@ -46,18 +48,20 @@ class Converting:
                 if source is target:
                     return held.volume
                 await self._require_convertible(held, target)
+                require_presence(held.location)
                 lock = new_lock(
                     PURPOSE,
                     operation,
                     self._catalog.server_id,
                     actor.client,
-                    {"from": source.value, "to": target.value, "copy": f".elemento-convert-{operation}"},
+                    {"from": source.value, "to": target.value, "copy": f"{_COPY_PREFIX}{operation}"},
                 )
                 await held.place.disk.run(write_lock, held.place.directory, lock)
                 reached("convert.locked")
                 await held.reload()
             place = held.place
-            await self._core.store(source).convert_beside(place, source, target, _copy_path(place, lock), progress)
+            with os_errors(held.location):
+                await self._core.store(source).convert_beside(place, source, target, _copy_path(place, lock), progress)
             reached("convert.copied")
             async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
                 progress.commit()
@@ -79,9 +83,14 @@ class Converting:
             raise FormatUnsupported(f"a {volume.meta.format} volume cannot be converted to {target}")
         if volume.exported:
             raise VolumeExported("the volume is exported: unexport it first", volume_id=volume.volume_id)
+        if await held.place.disk.run(os.path.lexists, f"{held.place.directory}/{target.data_file}"):
+            raise Conflict(
+                f"the volume's directory holds a {target.data_file} that is not part of it: move it away first",
+                volume_id=volume.volume_id,
+            )
         space = await held.place.disk.run(read_space, held.location.path)
         if volume.allocated_bytes > space.free_bytes:
-            await self._catalog.bin.make_room(volume.allocated_bytes)
+            await self._catalog.bin.make_room(held.location, volume.allocated_bytes - space.free_bytes)
             space = await held.place.disk.run(read_space, held.location.path)
         if volume.allocated_bytes > space.free_bytes:
             raise no_room(
@@ -113,9 +122,8 @@ def _switch(directory: str, lock: LockRecord, source: VolumeFormat, target: Volu
     copy = f"{directory}/{lock.journal['copy']}"
     old = f"{directory}/{source.data_file}"
     new = f"{directory}/{target.data_file}"
-    shutil.copymode(old, copy)
-    status = os.stat(old)
-    os.chown(copy, status.st_uid, status.st_gid)
+    with contextlib.suppress(PermissionError):  # a server that is not root owns what it writes
+        keep_owner_and_mode(old, copy)
     os.rename(copy, new)
     fsync_directory(directory)
     reached("convert.renamed")
@@ -126,13 +134,15 @@ def _switch(directory: str, lock: LockRecord, source: VolumeFormat, target: Volu
 
 
 def _resolve(directory: str, lock: LockRecord) -> bool:
-    source, target = VolumeFormat(str(lock.journal["from"])), VolumeFormat(str(lock.journal["to"]))
+    # What is deleted here is named by a file: nothing but what a conversion makes is believed.
+    copy = str(lock.journal.get("copy", ""))
+    formats = {VolumeFormat(str(lock.journal.get(key))) for key in ("from", "to")}
     present = read_format(directory)
-    leftovers = [str(lock.journal["copy"])]
-    leftovers += [image_format.data_file for image_format in (source, target) if image_format is not present]
-    for name in leftovers:
+    if copy != f"{_COPY_PREFIX}{lock.operation}" or present not in formats or not formats <= _FILES:
+        raise InternalFault(f"the journal of the conversion {lock.operation} is damaged: look at the volume by hand")
+    for name in (copy, *(image_format.data_file for image_format in formats if image_format is not present)):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{directory}/{os.path.basename(name)}")
+            os.unlink(f"{directory}/{name}")
     fsync_directory(directory)
     reached("convert.resolved")
-    return present is target
+    return present.value == lock.journal["to"]

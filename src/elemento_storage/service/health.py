@@ -1,6 +1,7 @@
 """What is not well, in sentences an operator can act on."""
 
 from elemento_storage.catalog.placement import read_space
+from elemento_storage.disk import within
 from elemento_storage.service.core import Core
 
 
@@ -20,9 +21,9 @@ async def health_problems(core: Core) -> list[str]:
         if location.odd:
             problems.append(f"location {location.name}: {len(location.odd)} directories are no volumes, see rescan")
         try:
-            space = await location.disk.run(read_space, location.path)
+            space = await within(locations.patience_s, location.disk.run(read_space, location.path))
         except OSError as error:
-            problems.append(f"location {location.name}: {error.strerror}")
+            problems.append(f"location {location.name}: {error.strerror or error}")
             continue
         if location.is_unique and not space.is_mount_point:
             problems.append(f"location {location.name}: not mounted")

@@ -21,6 +21,7 @@ from elemento_storage.keyed_locks import KeyedLocks
 from elemento_storage.model import new_uid
 
 _KEPT_S = 86400.0
+_PRUNE_INTERVAL_S = 3600.0
 
 
 class _Record(msgspec.Struct):
@@ -41,12 +42,14 @@ class IdempotencyKeys:
         self._directory = f"{state_dir}/idempotency"
         self._disk = disk
         self._locks = KeyedLocks()
+        self._pruned = 0.0
 
     async def start(self) -> None:
         """Make the directory and forget keys older than a day."""
-        await self._disk.run(self._prepare)
+        await self._disk.run(self._prune)
 
-    def _prepare(self) -> None:
+    def _prune(self) -> None:
+        self._pruned = time.monotonic()
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         horizon = time.time() - _KEPT_S
         for name in os.listdir(self._directory):
@@ -63,6 +66,8 @@ class IdempotencyKeys:
         KeyReused, and what ``work`` raises.
         """
         name = hashlib.sha256(f"{scope}\0{key}".encode()).hexdigest()
+        if time.monotonic() - self._pruned > _PRUNE_INTERVAL_S:
+            await self._disk.run(self._prune)
         fingerprint = hashlib.sha256(body).hexdigest()
         async with self._locks.hold(name):
             path = f"{self._directory}/{name}"

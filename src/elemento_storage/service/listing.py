@@ -14,6 +14,8 @@ from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 
+_LONGEST_PATTERN = 256
+
 SortKey = Callable[[Volume], str | int]
 
 SORT_KEYS: dict[str, SortKey] = {
@@ -82,6 +84,9 @@ async def list_volumes(core: Core, actor: Actor, query: Query) -> Page:
 
 def _matching(volumes: Iterable[Volume], actor: Actor, query: Query) -> Iterable[Volume]:
     client = actor.client
+    # A longer text is a whole name: compiling a pattern of any length would stop everybody else.
+    is_pattern = query.name is not None and len(query.name) <= _LONGEST_PATTERN
+    matches = fnmatch.fnmatchcase
     for volume in volumes:
         meta = volume.meta
         if meta.private and client is not None and meta.creator_id != client:
@@ -90,7 +95,7 @@ def _matching(volumes: Iterable[Volume], actor: Actor, query: Query) -> Iterable
             continue
         if query.format is not None and meta.format is not query.format:
             continue
-        if query.name is not None and meta.name != query.name and not fnmatch.fnmatchcase(meta.name, query.name):
+        if query.name is not None and meta.name != query.name and not (is_pattern and matches(meta.name, query.name)):
             continue
         yield volume
 

@@ -1,6 +1,12 @@
-"""Growing a volume."""
+"""Growing a volume.
 
+The image grows first, meta.json follows: the image's word counts, so a crash in between loses nothing.
+"""
+
+from elemento_storage.catalog.catalog import Held
+from elemento_storage.catalog.locations import os_errors, require_presence
 from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, write_lock
+from elemento_storage.catalog.room import Demand
 from elemento_storage.catalog.volume_directory import read_image_size, rewrite_meta
 from elemento_storage.disk import Place
 from elemento_storage.errors import CannotShrink, FormatUnsupported, VolumeExported
@@ -13,7 +19,7 @@ PURPOSE = "resize"
 
 
 class Resizing:
-    """The image grows first, meta.json follows: the image's word counts, so a crash in between loses nothing."""
+    """Grows raw and qcow2 volumes."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -24,39 +30,31 @@ class Resizing:
         """Set a larger virtual size. Raises CannotShrink, VolumeExported, FormatUnsupported, NoRoom …"""
         operation = new_uid()
         lock: LockRecord | None = None
+        self._catalog.active_operations.add(operation)
         try:
-            self._catalog.active_operations.add(operation)
             async with self._catalog.hold(volume_id, actor.require_change) as held:
-                volume = held.volume
-                store = self._core.store(volume.meta.format)
-                if volume.meta.format not in store.capabilities.grows:
-                    raise FormatUnsupported(f"a volume of format {volume.meta.format} cannot be resized")
-                if size_bytes < volume.size_bytes:
-                    raise CannotShrink(
-                        f"the volume has {volume.size_bytes} bytes and cannot shrink to {size_bytes}: "
-                        "what is beyond the new end would be lost",
-                        size_bytes=volume.size_bytes,
-                    )
-                if size_bytes == volume.size_bytes:
-                    return volume
-                if volume.exported:
-                    raise VolumeExported("the volume is exported by something this server does not control")
-                reservation = await self._catalog.room.reserve_in(
-                    held.location, volume_id, size_bytes, new_volume=False
-                )
-                try:
-                    disk, directory = held.place.disk, held.place.directory
-                    lock = new_lock(PURPOSE, operation, self._catalog.server_id, actor.client, {"size": size_bytes})
-                    await disk.run(write_lock, directory, lock)
-                    reached("resize.locked")
-                    await store.grow(held.place, volume.meta.format, size_bytes)
-                    reached("resize.grown")
-                    await disk.run(rewrite_meta, directory, {"size": size_bytes})
+                if not self._is_to_grow(held, size_bytes):
+                    return held.volume
+                require_presence(held.location)
+                lock = new_lock(PURPOSE, operation, self._catalog.server_id, actor.client, {"size": size_bytes})
+                await held.place.disk.run(write_lock, held.place.directory, lock)
+                reached("resize.locked")
+                await held.reload()
+            reservation = await self._catalog.room.reserve_in(
+                held.location, Demand(volume_id, size_bytes, new_volume=False)
+            )
+            try:
+                with os_errors(held.location):
+                    image_format = held.volume.meta.format
+                    await self._core.store(image_format).grow(held.place, image_format, size_bytes)
+                reached("resize.grown")
+                async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
+                    await held.place.disk.run(rewrite_meta, held.place.directory, {"size": size_bytes})
                     reached("resize.recorded")
-                    await disk.run(remove_lock, directory, lock)
+                    await held.place.disk.run(remove_lock, held.place.directory, lock)
                     return await held.reload()
-                finally:
-                    await reservation.release()
+            finally:
+                await reservation.release()
         except BaseException:
             self._catalog.active_operations.discard(operation)
             if lock is not None:
@@ -64,6 +62,20 @@ class Resizing:
             raise
         finally:
             self._catalog.active_operations.discard(operation)
+
+    def _is_to_grow(self, held: Held, size_bytes: int) -> bool:
+        volume = held.volume
+        if volume.meta.format not in self._core.store(volume.meta.format).capabilities.grows:
+            raise FormatUnsupported(f"a volume of format {volume.meta.format} cannot be resized")
+        if size_bytes < volume.size_bytes:
+            raise CannotShrink(
+                f"the volume has {volume.size_bytes} bytes and cannot shrink to {size_bytes}: "
+                "what is beyond the new end would be lost",
+                size_bytes=volume.size_bytes,
+            )
+        if size_bytes > volume.size_bytes and volume.exported:
+            raise VolumeExported("the volume is exported by something this server does not control")
+        return size_bytes > volume.size_bytes
 
     async def resolve(self, place: Place, lock: LockRecord) -> None:
         """After a crash: whatever size the image has, meta.json is made to say the same."""

@@ -4,10 +4,13 @@ A token is ``est_<id>_<secret>`` with 256 random bits of secret, so a fast hash 
 """
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Iterator
 from enum import StrEnum
 
 import msgspec
@@ -65,7 +68,6 @@ class TokenStore:
 
     def create(self, client: str, role: Role, note: str) -> tuple[Token, str]:
         """A new token and its text, which is shown this once only."""
-        self._load()
         secret = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip("=")
         salt = secrets.token_hex(16)
         token = Token(
@@ -77,18 +79,28 @@ class TokenStore:
             salt=salt,
             hash=_hash(salt, secret),
         )
-        self._tokens[token.token_id] = token
-        self._save()
+        with self._changing():
+            self._tokens[token.token_id] = token
         return token, f"{_PREFIX}_{token.token_id}_{secret}"
 
     def revoke(self, token_id: str) -> Token:
         """Forget a token. Raises NotFound."""
-        self._load()
-        token = self._tokens.pop(token_id, None)
-        if token is None:
-            raise NotFound(f"no token {token_id}; `elemento-storage token list` shows them")
-        self._save()
+        with self._changing():
+            token = self._tokens.pop(token_id, None)
+            if token is None:
+                raise NotFound(f"no token {token_id}; `elemento-storage token list` shows them")
         return token
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Read, change and write with nobody else in between: a lost revocation would be a way in."""
+        directory = os.path.dirname(self._path)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with open(f"{self._path}.lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._load()
+            yield
+            replace(self._path, msgspec.json.encode(list(self._tokens.values())), mode=0o600)
 
     def _load(self) -> None:
         try:
@@ -105,10 +117,6 @@ class TokenStore:
             raise ConfigurationError(f"{self._path} cannot be read: {error}") from error
         self._identity = identity
         self._tokens = {token.token_id: token for token in tokens}
-
-    def _save(self) -> None:
-        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-        replace(self._path, msgspec.json.encode(list(self._tokens.values())), mode=0o600)
 
 
 def _hash(salt: str, secret: str) -> str:

@@ -8,8 +8,16 @@ from elemento_storage.catalog import bin as recycle_bin
 from elemento_storage.catalog.bin import BinEntry
 from elemento_storage.catalog.location import BIN_DIRECTORY, Location
 from elemento_storage.catalog.locations import os_errors, require_writable
-from elemento_storage.catalog.room import Reservation
-from elemento_storage.catalog.volume_directory import OddDirectory, VolumeVanished, publish, read_entry, rewrite_meta
+from elemento_storage.catalog.room import Demand, Reservation
+from elemento_storage.catalog.volume_directory import (
+    OddDirectory,
+    VolumeVanished,
+    finish_staging,
+    publish,
+    read_entry,
+    rewrite_meta,
+    take_back,
+)
 from elemento_storage.disk import Place
 from elemento_storage.errors import (
     FormatUnsupported,
@@ -22,7 +30,7 @@ from elemento_storage.errors import (
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import Bus, CloneAlgorithm, Preallocation, Volume, VolumeFormat, VolumeMeta, new_uid
 from elemento_storage.progress import Progress
-from elemento_storage.service.access import Actor
+from elemento_storage.service.access import INFRASTRUCTURE, Actor
 from elemento_storage.service.core import Core
 from elemento_storage.undo import Reverter
 
@@ -71,7 +79,7 @@ class BinnedVolume:
 @dataclass(frozen=True)
 class _Prepared:
     reservation: Reservation
-    meta: VolumeMeta
+    volume_id: str
 
 
 class Volumes:
@@ -103,13 +111,15 @@ class Volumes:
                 made = await self._made_before(spec)
                 prepared.append(made or await self._prepare(spec, meta, progress, revert))
             progress.commit()
-            return [one if isinstance(one, Volume) else await self._publish(one) for one in prepared]
+            volumes = [one if isinstance(one, Volume) else await self._publish(one, revert) for one in prepared]
+            revert.commit()
+        return volumes
 
     async def _made_before(self, spec: NewVolume) -> Volume | None:
         if spec.volume_id is None:
             return None
         try:
-            return (await self._catalog.find(spec.volume_id))[1]
+            return (await self._catalog.find(spec.volume_id, INFRASTRUCTURE.require_see))[1]
         except VolumeNotFound:
             return None
 
@@ -138,33 +148,45 @@ class Volumes:
         )
 
     async def _prepare(self, spec: NewVolume, meta: VolumeMeta, progress: Progress, revert: Reverter) -> _Prepared:
-        reservation = await self._catalog.room.reserve_new(meta.volume_id, spec.size_bytes)
+        demand = Demand(
+            meta.volume_id,
+            spec.size_bytes,
+            allocated=spec.preallocation in (Preallocation.FALLOC, Preallocation.FULL),
+        )
+        reservation = await self._catalog.room.reserve_new(demand)
         revert.add(reservation.release)
         reached("create.reserved")
-        place = Place(reservation.path, reservation.location.disk)
-        with os_errors(reservation.location):
+        location = reservation.location
+        with os_errors(location):
             await self._core.store(spec.format).allocate(
-                place, spec.format, spec.size_bytes, spec.preallocation, progress
+                Place(reservation.path, location.disk), spec.format, spec.size_bytes, spec.preallocation, progress
             )
-        reached("create.allocated")
-        return _Prepared(reservation, meta)
+            reached("create.allocated")
+            await location.disk.run(finish_staging, reservation.path, meta)
+        return _Prepared(reservation, meta.volume_id)
 
-    async def _publish(self, prepared: _Prepared) -> Volume:
-        location = prepared.reservation.location
-        volume_id = prepared.meta.volume_id
+    async def _publish(self, prepared: _Prepared, revert: Reverter) -> Volume:
+        reservation, volume_id = prepared.reservation, prepared.volume_id
+        location = reservation.location
         with os_errors(location):
             try:
-                await location.disk.run(publish, prepared.reservation.path, location.path, prepared.meta)
+                await location.disk.run(publish, reservation.path, location.path, volume_id)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from error
                 raise
+            revert.add(lambda: self._take_back(prepared))
             entry = await location.disk.run(
                 read_entry, location.path, location.name, volume_id, lease_s=self._core.settings.lease
             )
         location.record(entry)
-        location.own_reservations.pop(volume_id, None)
+        reservation.forget()
         return entry.volume
+
+    async def _take_back(self, prepared: _Prepared) -> None:
+        location = prepared.reservation.location
+        await location.disk.run(take_back, prepared.reservation.path, location.path, prepared.volume_id)
+        location.forget(prepared.volume_id)
 
     # -- change --------------------------------------------------------------------------------------------
 
@@ -226,21 +248,20 @@ class Volumes:
         location, binned = await self._find_binned(actor, volume_id)
         require_writable(location)
         actor.require_change(binned.volume)
-        reservation = await self._catalog.room.reserve_in(
-            location, volume_id, binned.volume.size_bytes, new_volume=True
-        )
-        try:
-            with os_errors(location):
-                async with self._catalog.guard(location, volume_id):
-                    try:
-                        await location.disk.run(recycle_bin.move_out, location.path, binned.entry)
-                    except FileNotFoundError:
-                        raise VolumeNotFound(volume_id) from None
-                    except FileExistsError:
-                        raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from None
-                    volume = await location.reload(volume_id)
-        finally:
-            await reservation.release()
+        async with self._catalog.guard(location, volume_id):
+            if any(volume_id in other.entries for other in self._catalog.locations.by_name.values()):
+                raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id)
+            demand = Demand(volume_id, binned.volume.size_bytes)
+            reservation = await self._catalog.room.reserve_in(location, demand)
+            try:
+                await location.disk.run(recycle_bin.move_out, location.path, binned.entry)
+                volume = await location.reload(volume_id)
+            except FileNotFoundError:
+                raise VolumeNotFound(volume_id) from None
+            except FileExistsError:
+                raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from None
+            finally:
+                await reservation.release()
         if volume is None:
             raise VolumeNotFound(volume_id)
         return volume

@@ -18,7 +18,7 @@ from elemento_storage.progress import Progress
 from elemento_storage.stores.base import StoreCapabilities
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_WORDS: Final = ("No space left on device", "Disk quota exceeded", "File too large")
+_FULL_WORDS: Final = ("No space left on device", "Disk quota exceeded", "File too large", "image size is too large")
 _RAW_QCOW2: Final = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
 _POLL_S: Final = 0.2
 
