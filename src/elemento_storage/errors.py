@@ -21,6 +21,7 @@ people and says what to do next.
     └─ ConfigurationError    the server cannot start like this
 """
 
+import os
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -227,7 +228,7 @@ class ToolFailed(InternalFault):
     code = "tool-failed"
 
     def __init__(self, argv: list[str], status: int, stderr: str) -> None:
-        super().__init__(f"{argv[0]} failed with exit status {status}")
+        super().__init__(f"{os.path.basename(argv[0])} failed with exit status {status}")
         self.argv = argv
         self.status = status
         self.stderr = stderr

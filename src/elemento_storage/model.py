@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from enum import StrEnum
 from typing import Final
 
@@ -166,6 +166,7 @@ def round_up_to_sector(size_bytes: int) -> int:
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGTP])(i?)B?|B)?", re.IGNORECASE | re.ASCII)
+_LARGEST_SIZE: Final = 10**30
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 
@@ -176,23 +177,24 @@ def parse_size(value: str | int | float) -> int:
     """
     if isinstance(value, bool):
         raise ValueError("a size is a number or a text such as 50G")  # noqa: TRY004  one kind for the caller
-    if isinstance(value, int | float):
-        if not math.isfinite(value) or value < 0:
-            raise ValueError("a size is not negative and finite")
-        return math.ceil(value)
-    match = _SIZE.fullmatch(value.strip())
-    if not match:
-        raise ValueError(f"{value!r} is not a size such as 50G, 50GiB or 50000000000")
-    number, letter, binary = match.groups()
+    if not isinstance(value, str) and not 0 <= value <= _LARGEST_SIZE:
+        raise ValueError("a size is not negative, and not more than there is")
     try:
-        amount = Decimal(number)
-    except InvalidOperation as error:
-        raise ValueError(f"{value!r} is not a size") from error
-    factor: int = (1024 if binary else 1000) ** _POWERS[(letter or "").upper()]
-    try:
-        return math.ceil(amount * factor)
+        size_bytes = _parse_size_text(value) if isinstance(value, str) else math.ceil(value)
     except ArithmeticError as error:
-        raise ValueError(f"{value[:40]!r}… is too large") from error
+        raise ValueError("a size has to be a number that can be held") from error
+    if size_bytes > _LARGEST_SIZE:
+        raise ValueError("a size is not more than there is")
+    return size_bytes
+
+
+def _parse_size_text(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text[:40]!r} is not a size such as 50G, 50GiB or 50000000000")
+    number, letter, binary = match.groups()
+    factor: int = (1024 if binary else 1000) ** _POWERS[(letter or "").upper()]
+    return math.ceil(Decimal(number) * factor)
 
 
 def format_last_updated(modified_ns: int) -> str:

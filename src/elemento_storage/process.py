@@ -90,8 +90,9 @@ async def run(
                 raise JobCancelled("cancelled; nothing was changed")
             raise ToolTimeout(f"{argv[0]} did not end within {limits.timeout_s:g} s and was killed")
         _, stderr, status = work.result()
-    except asyncio.CancelledError:
-        await _kill_and_reap(child, work)
+    except BaseException:
+        if child.returncode is None:
+            await _kill_and_reap(child, work)
         raise
     finally:
         if cancelled:
@@ -107,10 +108,11 @@ async def _kill_and_reap(child: asyncio.subprocess.Process, work: "asyncio.Futur
     """Kill the program's session and wait for its end; one stuck in the kernel (dead NFS) is left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    try:
-        await asyncio.wait_for(work, _REAP_TIMEOUT_S)
-    except TimeoutError:
+    _, late = await asyncio.wait({asyncio.ensure_future(child.wait())}, timeout=_REAP_TIMEOUT_S)
+    if late:
         log.error("process %d does not die; its file system probably hangs", child.pid)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 async def _drain(stream: asyncio.StreamReader, sink: Callable[[str], None]) -> None:

@@ -132,9 +132,9 @@ class _HttpServer(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError."""
     _log_to_stderr(settings.log_level)
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_serve(settings))
-    # Threads that hang in a dead file system would keep the interpreter from ending.
+    # The loop is not closed and the interpreter not ended the usual way: both would wait for threads that hang in a
+    # dead file system. Everything that has to be put away was put away by then.
+    _new_loop().run_until_complete(_serve(settings))
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)

@@ -140,6 +140,9 @@ def test_pages_of_other_sites_are_refused(server: LiveServer) -> None:
     rebound = {"Host": f"evil.example:{server.port}"}
     assert post(Sec_Fetch_Site="same-origin", **rebound) == 403
     assert post(Origin=f"http://evil.example:{server.port}", **rebound) == 403
+    assert server.http.get("version", headers=rebound).status_code == 403, "a browser's plain GET says nothing else"
+    assert post(Host=f"localhost:{server.port}") == 200
+    assert post(Host="[::1]:7772") == 200
 
 
 def test_tls(tmp_path: Path) -> None:

@@ -69,19 +69,18 @@ class Authenticator:
 def _refuse_foreign_page(headers: Headers, *, loopback_only: bool) -> None:
     """A web page from elsewhere, open in a browser on a trusted machine, is not the user.
 
-    Browsers say where a request comes from (Fetch Metadata, Origin); other clients do not send these headers. A name
-    that was rebound to 127.0.0.1 is same-origin to the browser, so on loopback the Host must be a loopback one too.
+    Browsers say where a request comes from (Fetch Metadata, Origin), but neither for a plain GET to a name that was
+    rebound to 127.0.0.1, which is same-origin to them. So on loopback the Host has to be a loopback one, always.
     """
-    site = headers.get("sec-fetch-site")
+    host = headers.get("host")
+    if loopback_only and host is not None and not _is_loopback_host(host):
+        raise Forbidden(
+            f"this server trusts its own machine only and was addressed as {host[:200]!r}: use 127.0.0.1 or localhost, "
+            "or run it with --auth tokens"
+        )
     origin = headers.get("origin")
-    host = headers.get("host", "")
-    if site is None and origin is None:
-        return
-    foreign = site in {"cross-site", "same-site"} or (
-        origin is not None and origin.partition("://")[2] != host and origin != "null"
-    )
-    rebound = loopback_only and not _is_loopback_host(host)
-    if foreign or rebound or origin == "null":
+    foreign_origin = origin is not None and origin.partition("://")[2] != host
+    if foreign_origin or headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
         raise Forbidden("a page of another site may not use this server")
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from elemento_storage import errors
-from elemento_storage.errors import InternalFault, StorageError
+from elemento_storage.errors import ConfigurationError, InternalFault, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def status_of(error: type[StorageError]) -> int:
 
 def error_body(error: Exception, request_id: str, payload: object) -> tuple[int, dict[str, object]]:
     """Status and JSON of an error. For a fault of ours the payload goes back, and the reason only into the log."""
-    if not isinstance(error, StorageError):
+    if not isinstance(error, StorageError) or isinstance(error, ConfigurationError):
         error = InternalFault(f"something went wrong inside the server; its log has the reason, request {request_id}")
     status = status_of(type(error))
     if status != 500:

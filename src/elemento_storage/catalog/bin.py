@@ -166,6 +166,16 @@ class RecycleBin:
             if location.read_only is None and entry.purge_at(self._retention_s) <= now:
                 await self.purge(location, entry)
 
+    async def purgeable_bytes(self, location: Location) -> int:
+        """What emptying one location's bin would give back."""
+        return sum(size for _, size in await self._sized(location))
+
+    async def _sized(self, location: Location) -> list[tuple[BinEntry, int]]:
+        with os_errors(location):
+            return await location.disk.run(
+                lambda: [(entry, allocated_bytes(location.path, entry)) for entry in entries(location.path)]
+            )
+
     async def make_room(self, location: Location, missing_bytes: int) -> bool:
         """Purge the oldest of one location's bin until that much space is free again.
 
@@ -173,10 +183,7 @@ class RecycleBin:
         """
         if location.read_only:
             return False
-        with os_errors(location):
-            sized = await location.disk.run(
-                lambda: [(entry, allocated_bytes(location.path, entry)) for entry in entries(location.path)]
-            )
+        sized = await self._sized(location)
         if sum(size for _, size in sized) < missing_bytes:
             return False
         for entry, size in sized:

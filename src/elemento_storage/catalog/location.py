@@ -154,6 +154,11 @@ class Location:
         self.touch(volume_id)
         self._drop(volume_id)
 
+    def forget_all(self) -> None:
+        """The location is none any more."""
+        for volume_id in list(self.entries):
+            self.forget(volume_id)
+
     def touch(self, volume_id: str) -> None:
         """An operation changes this volume now: a sweep under way must not overwrite what it finds."""
         if self._touched is not None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
-from elemento_storage.catalog.discovery import find_locations
+from elemento_storage.catalog.discovery import branches, find_locations
 from elemento_storage.catalog.guard import WORK_DIRECTORY
 from elemento_storage.catalog.location import (
     NOT_READ_YET,
@@ -24,10 +24,11 @@ from elemento_storage.catalog.settings import SETTINGS_FILE
 from elemento_storage.config import Settings
 from elemento_storage.disk import Disk, within
 from elemento_storage.errors import LocationUnavailable, NoRoom
-from elemento_storage.model import Volume
+from elemento_storage.model import Volume, printable
 
 log = logging.getLogger(__name__)
 
+_GLANCE_S = 0.2  # how long a location that hung before is waited for
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -47,7 +48,8 @@ class Locations:
         self._settings = settings
         self._on_change = on_change
         self._root_disk = Disk("root", threads=1)
-        self._discovering: asyncio.Task[None] | None = None
+        self._search_disk = Disk("search")
+        self._searching: dict[str, asyncio.Task[None]] = {}
 
     def answering(self) -> list[Location]:
         """The locations that are there, by name."""
@@ -57,9 +59,7 @@ class Locations:
 
     async def look(self, *, max_age_s: float | None = None) -> SweepReport:
         """Find new locations and compare every one with the disk, its settings included."""
-        if self._discovering is None or self._discovering.done():
-            self._discovering = asyncio.create_task(self._discover(), name="discover")
-        await asyncio.wait({self._discovering}, timeout=self.patience_s)
+        await self._discover()
         return await self._each(self.by_name.values(), lambda location: self._tend(location, max_age_s))
 
     async def refresh(self) -> SweepReport:
@@ -67,19 +67,44 @@ class Locations:
         return await self._each(self.answering(), lambda location: location.sweep())
 
     async def _discover(self) -> None:
+        root, depth = self._settings.root, self._settings.search_depth
         try:
-            found = await self._root_disk.run(find_locations, self._settings.root, self._settings.search_depth)
+            starts = await within(self.patience_s, self._root_disk.run(branches, root))
+            self.problem = None
         except OSError as error:
-            self.problem = f"the root {self._settings.root} cannot be read: {error.strerror}"
+            self.problem = f"the root {root} cannot be read: {error.strerror or error}"
             log.error(self.problem)
             return
-        self.problem = None
+        begun = set()
+        for start in starts:
+            searching = self._searching.get(start)
+            if searching is None or searching.done():
+                self._searching[start] = asyncio.create_task(self._search(root, depth, start), name=f"search-{start}")
+                begun.add(self._searching[start])
+        if begun:
+            await asyncio.wait(begun, timeout=self.patience_s)
+
+    async def _search(self, root: str, depth: int, start: str) -> None:
+        try:
+            found = await self._search_disk.run(find_locations, root, depth, start)
+        except OSError as error:
+            log.warning("%s was not searched for locations: %s", printable(start), error)
+            return
         for newly in found:
-            known = self.by_name.get(newly.name)
-            if known is None:
-                self.by_name[newly.name] = Location(newly, lease_s=self._settings.lease, on_change=self._on_change)
-            else:
-                known.identity = newly.identity
+            location = self.by_name.get(newly.name)
+            if location is not None:
+                location.identity = newly.identity
+                continue
+            # A link from another branch may lead to a known location, or into one; the highest counts.
+            known = list(self.by_name.values())
+            if any(one.identity == newly.identity or newly.path.startswith(f"{one.path}/") for one in known):
+                continue
+            for inside in (one for one in known if one.path.startswith(f"{newly.path}/")):
+                log.warning("location %s is inside %s now and no location any more", inside.name, newly.name)
+                del self.by_name[inside.name]
+                inside.forget_all()
+                await inside.close()
+            self.by_name[newly.name] = Location(newly, lease_s=self._settings.lease, on_change=self._on_change)
         self.by_name = dict(sorted(self.by_name.items()))
 
     async def _each(
@@ -88,10 +113,15 @@ class Locations:
         total = SweepReport()
 
         async def one(location: Location) -> None:
-            if location.missing is not None and location.tending is not None and not location.tending.done():
-                return  # it still hangs from the last time
+            known_to_hang = location.missing not in (None, NOT_READ_YET)
+            if known_to_hang and location.tending is not None and not location.tending.done():
+                return
+            location.tending = asyncio.create_task(work(location), name=f"tend-{location.name}")
+            location.tending.add_done_callback(_look_at_result)
             try:
-                report = await self._patiently(location, work(location))
+                report = await self._patiently(
+                    location, location.tending, _GLANCE_S if known_to_hang else self.patience_s
+                )
             except TimeoutError:
                 self._mark_missing(location, "it does not answer")
             except OSError as error:
@@ -104,16 +134,14 @@ class Locations:
         await asyncio.gather(*(one(location) for location in list(locations)))
         return total
 
-    async def _patiently(self, location: Location, work: Coroutine[Any, Any, SweepReport]) -> SweepReport:
+    async def _patiently(self, location: Location, task: asyncio.Task[SweepReport], patience_s: float) -> SweepReport:
         """Wait as long as the sweep gets on: a million volumes take long, a dead disk does nothing at all."""
-        location.tending = task = asyncio.create_task(work, name=f"tend-{location.name}")
-        steps = -1
+        steps = location.steps.count
         while True:
-            done, _ = await asyncio.wait({task}, timeout=self.patience_s)
+            done, _ = await asyncio.wait({task}, timeout=patience_s)
             if done:
                 return task.result()
             if location.steps.count == steps:
-                task.add_done_callback(lambda late: late.cancelled() or late.exception())
                 raise TimeoutError
             steps = location.steps.count
 
@@ -211,6 +239,13 @@ class Locations:
         """Leave every location."""
         await asyncio.gather(*(location.close() for location in self.by_name.values()))
         self._root_disk.close()
+        self._search_disk.close()
+
+
+def _look_at_result(task: asyncio.Task[SweepReport]) -> None:
+    """Who waited for it has told of its failure; nobody has when it failed after the wait."""
+    if not task.cancelled():
+        task.exception()
 
 
 def require_writable(location: Location) -> None:

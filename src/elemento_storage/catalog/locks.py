@@ -87,15 +87,16 @@ def read_lock(directory: str, name: str) -> LockRecord | None:
     except OSError:
         content = b""
     match = _NAME.fullmatch(name)
-    purpose, operation = match.groups() if match else (printable(name[len(LOCK_PREFIX) : -len(LOCK_SUFFIX)]), "")
+    purpose, operation = match.groups() if match else (name[len(LOCK_PREFIX) : -len(LOCK_SUFFIX)], "")
+    foreign = LockRecord(purpose=printable(purpose), operation=printable(operation))
     try:
         record = msgspec.json.decode(content, type=LockRecord)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return LockRecord(purpose=purpose, operation=operation)
+        return foreign
     # The name is what excludes others; a content that disagrees, or is not of our making, is not believed.
     uids_are_ours = all(normalise_uid(uid) == uid for uid in (record.operation, record.server))
     if (record.purpose, record.operation) != (purpose, operation) or not uids_are_ours:
-        return LockRecord(purpose=purpose, operation=operation)
+        return foreign
     return record
 
 

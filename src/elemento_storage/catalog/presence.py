@@ -10,6 +10,7 @@ lock: it is alive, may wake up and write, and nothing of it is taken over.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -20,6 +21,8 @@ import msgspec
 
 from elemento_storage.catalog.guard import WORK_DIRECTORY, try_lock
 from elemento_storage.model import utc_now
+
+_LOCK_WAIT_S: Final = 5.0
 
 
 def _read_boot_id() -> str:
@@ -58,7 +61,12 @@ class Presence:
         # lock is enough: who wants to know whether we live tries for a write lock.
         self._descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            try_lock(self._descriptor, kind=fcntl.F_RDLCK)
+            # Somebody who looks whether we are alive may hold the lock for a moment.
+            deadline = time.monotonic() + _LOCK_WAIT_S
+            while not try_lock(self._descriptor, kind=fcntl.F_RDLCK):
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EBUSY, "the lock on our sign of life cannot be had")
+                time.sleep(0.005)
             record = ServerRecord(server_id, socket.gethostname(), BOOT_ID, os.getpid(), utc_now())
             with open(temporary, "wb") as file:
                 file.write(msgspec.json.encode(record) + b"\n")

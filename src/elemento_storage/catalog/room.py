@@ -208,6 +208,9 @@ class Room:
         answer: dict[str, str | None] = dict(reasons)
         planned: dict[str, list[int]] = {location.name: [] for location in candidates}
         spaces = await self._spaces({})
+        for location, space in spaces.items():
+            purgeable = await self._bins.purgeable_bytes(location)
+            spaces[location] = replace(space, free_bytes=space.free_bytes + purgeable)
 
         def plan(location: Location) -> Usage:
             now, more = usage(location), planned[location.name]
@@ -227,16 +230,16 @@ class Room:
         def quota_left(location: Location) -> int:
             return free_quota(location.settings, plan(location), spaces[location])
 
-        fits = True
         for size_bytes in sorted(sizes_bytes, reverse=True):
-            for location in sorted(candidates, key=lambda candidate: (-quota_left(candidate), candidate.name)):
-                answer[location.name] = problem_in(location, size_bytes)
-                if answer[location.name] is None:
-                    planned[location.name].append(size_bytes)
-                    break
-            else:
-                fits = False
-        return fits, dict(sorted(answer.items()))
+            problems = {location.name: problem_in(location, size_bytes) for location in candidates}
+            if not any(planned.values()):
+                answer |= problems  # what is said of a location where all goes well is about the largest
+            fitting = [location for location in candidates if problems[location.name] is None]
+            if not fitting:
+                return False, dict(sorted((answer | problems).items()))
+            best = min(fitting, key=lambda location: (-quota_left(location), location.name))
+            planned[best.name].append(size_bytes)
+        return True, dict(sorted(answer.items()))
 
 
 def usage(location: Location) -> Usage:

@@ -106,7 +106,7 @@ def _decode_cursor(query: Query) -> _Position | None:
     try:
         padded = query.cursor + "=" * (-len(query.cursor) % 4)
         position = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=_Position)
-    except (msgspec.DecodeError, binascii.Error, ValueError):
+    except (msgspec.DecodeError, binascii.Error, ValueError, RecursionError):
         raise InvalidValue("'cursor' is not one this server gave out", key="cursor") from None
     kind = str if query.sort.removeprefix("-") in {"volumeID", "name"} else int
     if position.sort != query.sort or not isinstance(position.value, kind):

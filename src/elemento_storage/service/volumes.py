@@ -1,5 +1,6 @@
 """Creating, changing, destroying and restoring volumes."""
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -249,7 +250,8 @@ class Volumes:
         require_writable(location)
         actor.require_change(binned.volume)
         async with self._catalog.guard(location, volume_id):
-            if any(volume_id in other.entries for other in self._catalog.locations.by_name.values()):
+            with contextlib.suppress(VolumeNotFound):
+                await self._catalog.find(volume_id, INFRASTRUCTURE.require_see)
                 raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id)
             demand = Demand(volume_id, binned.volume.size_bytes)
             reservation = await self._catalog.room.reserve_in(location, demand)
