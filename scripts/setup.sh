@@ -14,7 +14,7 @@ fail() { say "$*"; exit 1; }
 
 packages=(python3 python3-venv util-linux qemu-utils)
 if [ "$purpose" != serve ]; then packages+=(e2fsprogs mount curl); fi
-if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients); fi
+if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk); fi
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 # QEMU 10: versions before it lose data in ways docs/operations.md lists.

@@ -1,0 +1,64 @@
+"""The outcome as a file of raw figures and a page to read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from bench.measure import Row, Section, shown
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A section and how it came about."""
+
+    section: Section
+    command: str
+    date: str
+    quick: bool
+    machine: dict[str, str]
+
+
+def load(path: Path) -> dict[str, Run]:
+    """The raw figures of earlier runs, by bench; none when there is no such file or it is of an older form."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Run])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def save(path: Path, runs: Mapping[str, Run]) -> None:
+    """Every single figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(runs), indent=1))
+
+
+def page(runs: Mapping[str, Run]) -> str:
+    """Markdown."""
+    newest = max(runs.values(), key=lambda run: run.date)
+    lines = [
+        "# Side by side",
+        "",
+        "Made by `make bench`, which installs the tools and runs `.venv/bin/python -m bench`. Both sides of a line",
+        "ran on the same machine and file system in the same run, taking turns. Shown are the median and, in brackets,",
+        "p10–p90 (the extremes of fewer than ten values). The ratio is our median over the peer's: for times less is",
+        "better, for rates (*per s*) more. Figures of another machine are made there, by the same command.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in newest.machine.items()),
+    ]
+    for run in runs.values():
+        lines += ["", f"## {run.section.title}", "", *_table(run.section.rows), ""]
+        lines += [f"- {remark}" for remark in run.section.remarks]
+        hurry = " In a hurry: few rounds, fewer volumes." if run.quick else ""
+        lines.append(f"- `{run.command}`, {run.date}, load {run.machine['Load when it began']}.{hurry}")
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    lines = ["| | ours | peer | peer's | ratio | goal | met |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{shown(row.ratio)}×"
+        goal, met = ("", "") if row.goal is None else (row.goal.text, "yes" if row.goal.met else "**no**")
+        lines.append(f"| {row.what} | {row.ours} | {row.peer_name} | {row.peer or ''} | {ratio} | {goal} | {met} |")
+    return lines
