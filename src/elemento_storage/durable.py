@@ -32,12 +32,13 @@ def fsync_file(path: str) -> None:
         os.close(descriptor)
 
 
-def write_new(path: str, content: bytes, *, mode: int = 0o644) -> None:
-    """Create a file that must not exist yet, with its bytes on disk. Its name is not yet durable."""
+def create(path: str, content: bytes, *, mode: int = 0o644, sync: bool = False) -> None:
+    """Create a file that must not exist yet. ``sync``: its bytes are on disk; its name is not yet durable."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         write_all(descriptor, content)
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -50,7 +51,7 @@ def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
     directory = os.path.dirname(path)
     temporary = f"{directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        write_new(temporary, content, mode=mode)
+        create(temporary, content, mode=mode, sync=True)
         with contextlib.suppress(FileNotFoundError, PermissionError):  # a server that is not root owns what it writes
             keep_owner_and_mode(path, temporary)
         reached("replace.written")

@@ -125,7 +125,7 @@ class Jobs:
         try:
             job.result = await work(job.progress)
             state = JobState.DONE
-            job.progress.fraction = 1.0
+            job.progress.fraction, job.progress.phase = 1.0, ""
         except JobCancelled as error:
             job.error = error
             state = JobState.CANCELLED

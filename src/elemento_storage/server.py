@@ -132,6 +132,7 @@ class _HttpServer(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError."""
     _log_to_stderr(settings.log_level)
+    os.umask(0o077)  # other people's disks are nobody else's business on this machine either
     # The loop is not closed and the interpreter not ended the usual way: both would wait for threads that hang in a
     # dead file system. Everything that has to be put away was put away by then.
     _new_loop().run_until_complete(_serve(settings))
@@ -151,6 +152,8 @@ async def _serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
         ssl_certfile=settings.tls_certificate or None,
         ssl_keyfile=settings.tls_key or None,
         timeout_graceful_shutdown=int(_STOP_GRACE_S),

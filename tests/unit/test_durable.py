@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from elemento_storage.durable import fsync_directory, fsync_file, replace, write_all, write_new
+from elemento_storage.durable import create, fsync_directory, fsync_file, replace, write_all
 from tests.unit.support import small_file_system
 
 
@@ -67,23 +67,23 @@ def test_a_replace_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         replace(str(tmp_path / "absent" / "file"), b"new")
 
 
-def test_write_new_never_touches_what_is_there(tmp_path: Path) -> None:
+def test_create_never_touches_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_new(str(path), b"one")
+    create(str(path), b"one")
     with pytest.raises(FileExistsError):
-        write_new(str(path), b"two")
+        create(str(path), b"two")
     assert path.read_bytes() == b"one"
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
-        write_new(str(dangling), b"two")
+        create(str(dangling), b"two")
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_write_that_the_kernel_cuts_short_is_never_taken_for_whole(tmp_path: Path) -> None:
     """On a file system that runs full in the middle, write(2) says how much it took and no more."""
     with small_file_system(tmp_path / "small", 1) as mounted:
-        for write in (write_new, replace):
+        for write in (create, replace):
             with pytest.raises(OSError, match="No space left"):
                 write(str(mounted / "file"), b"x" * (2 << 20))
             (mounted / "file").unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from elemento_storage import API_VERSION
 from elemento_storage.api import openapi, schemas
 from elemento_storage.api.auth import INFRASTRUCTURE_UID, Authenticator, Caller
 from elemento_storage.api.call import Call, Context, Kind, Reply
-from elemento_storage.api.decode import decode, header_list, parse_object
+from elemento_storage.api.decode import UID_PATTERN, decode, header_list, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.metrics import CONTENT_TYPE, Metrics
 from elemento_storage.api.schemas import ClientRequest
@@ -76,10 +76,9 @@ class Api:
             return
         except Exception as error:  # noqa: BLE001  the one place that turns every error into an answer
             response = self._error_response(error, request_id, payload)
-            name = self._name_of(request.url.path)
+            name = self._name_of(scope["path"])
         response.headers["X-Request-ID"] = request_id
-        self._metrics.requests.labels(name, str(response.status_code)).inc()
-        self._metrics.seconds.labels(name).observe(time.monotonic() - started)
+        self._metrics.observe(name, response.status_code, time.monotonic() - started)
         await response(scope, receive, send)
 
     def _error_response(self, error: Exception, request_id: str, payload: dict[str, Any]) -> Response:
@@ -110,11 +109,13 @@ class Api:
         for prefix in _PREFIXES:
             if path.startswith(prefix):
                 path = path[len(prefix) :].rstrip("/")
-                return path if path in self._calls else path.partition("/")[0] if path in _STREAMS else "other"
+                if path.startswith("jobs/"):
+                    return "jobs/<id>"
+                return path if path in self._calls or path in _STREAMS else "other"
         return "other"
 
     async def _route(self, request: Request, payload: dict[str, Any]) -> tuple[str, Response]:
-        path = request.url.path
+        path = request.scope["path"]
         for prefix in _PREFIXES:
             if path.startswith(prefix):
                 rest = path[len(prefix) :].rstrip("/")
@@ -212,7 +213,7 @@ class Api:
                 answer = await call.handle(ctx, decoded)
                 return schemas.encode(answer.answer if isinstance(answer, Reply) else answer)
 
-            scope = f"{ctx.caller.client}:{call.path}"
+            scope = f"{ctx.caller.client or getattr(decoded, 'creator_id', '')}:{call.path}"
             answer, replayed = await self._services.idempotency.once(scope, key, body, work)
             return Reply(msgspec.Raw(answer), {"Idempotency-Replayed": "true"} if replayed else {})
 
@@ -339,7 +340,7 @@ _JOB: Final = {
     }
 }
 _JOB_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-_CLIENT: Final = {"name": "client_uid", "in": "query", "schema": {"type": "string", "pattern": "^[0-9a-fA-F]{32}$"}}
+_CLIENT: Final = {"name": "client_uid", "in": "query", "schema": {"type": "string", "pattern": UID_PATTERN}}
 _SINCE: Final = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"}}
 _STREAM_ERRORS: Final = openapi.error_responses([InvalidValue, *openapi.ALWAYS])
 _JOB_ERRORS: Final = openapi.error_responses([JobNotFound, InvalidValue, *openapi.ALWAYS])

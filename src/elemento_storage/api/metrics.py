@@ -24,6 +24,8 @@ class Metrics:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._registry = CollectorRegistry()
+        self._counters: dict[tuple[str, int], Counter] = {}  # looking a child up costs more than counting
+        self._histograms: dict[str, Histogram] = {}
         self._catalog = _CatalogCollector(core)
         self._registry.register(self._catalog)
         self.requests = Counter(
@@ -36,6 +38,17 @@ class Metrics:
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60),
             registry=self._registry,
         )
+
+    def observe(self, call: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        counter = self._counters.get((call, status))
+        if counter is None:
+            counter = self._counters[call, status] = self.requests.labels(call, str(status))
+        histogram = self._histograms.get(call)
+        if histogram is None:
+            histogram = self._histograms[call] = self.seconds.labels(call)
+        counter.inc()
+        histogram.observe(seconds)
 
     async def text(self) -> bytes:
         """The exposition."""

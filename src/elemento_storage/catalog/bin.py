@@ -94,6 +94,13 @@ def move_to_trash(location_path: str, entry: BinEntry) -> str:
     return path
 
 
+def move_file_to_trash(location_path: str, path: str) -> str:
+    """Take a file out of a volume in one rename, to be deleted later; where it is then. Blocks."""
+    target = f"{location_path}/{TRASH_DIRECTORY}/{new_uid()}"
+    os.rename(path, target)
+    return target
+
+
 def allocated_bytes(location_path: str, entry: BinEntry) -> int:
     """What purging gives back. Blocks."""
     directory = f"{location_path}/{BIN_DIRECTORY}/{entry.directory_name}"
@@ -105,7 +112,12 @@ def allocated_bytes(location_path: str, entry: BinEntry) -> int:
 
 def empty_trash(path: str) -> None:
     """Purge, second half: give the space back. Idempotent; several may do it at once. Blocks."""
-    shutil.rmtree(path, ignore_errors=True)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError:  # a directory
+        shutil.rmtree(path, ignore_errors=True)
     reached("purge.deleted")
 
 

@@ -149,6 +149,7 @@ class Locations:
         try:
             await location.load_settings()
         except FileNotFoundError:
+            await self._leave(location)
             raise FileNotFoundError(errno.ENOENT, "settings.json is gone; is the disk mounted?") from None
         if location.presence is None:
             await self._enter(location)
@@ -193,6 +194,13 @@ class Locations:
         if (location.read_only, location.no_presence) != before:
             log.warning("location %s: %s", location.name, location.read_only or location.no_presence or "writable")
 
+    async def _leave(self, location: Location) -> None:
+        """Let go of a sign of life that is no longer there, or nobody can see; the next look leaves a new one."""
+        presence, location.presence = location.presence, None
+        if presence is not None:
+            with contextlib.suppress(OSError):
+                await within(self.patience_s, location.pulse.run(presence.leave))
+
     async def heartbeat(self) -> None:
         """A sign of life in every location where one can be left."""
 
@@ -201,12 +209,11 @@ class Locations:
                 await within(self.patience_s, location.pulse.run(presence.touch))
             except TimeoutError:
                 self._mark_missing(location, "it does not answer")
-            except FileNotFoundError:
-                # Somebody took the file away, or a disk was mounted over it: the next look says that we are here.
-                location.presence = None
-                await location.pulse.run(presence.leave)
             except OSError as error:
-                self._mark_missing(location, error.strerror or str(error))
+                if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+                    self._mark_missing(location, error.strerror or str(error))
+                # Gone, or read-only now: the next look tries to enter again, and says what it finds.
+                await self._leave(location)
 
         await asyncio.gather(
             *(beat(location, location.presence) for location in self.answering() if location.presence is not None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from elemento_storage.catalog import reservations
 from elemento_storage.catalog.bin import RecycleBin
-from elemento_storage.catalog.guard import Guard, placement_guard
+from elemento_storage.catalog.guard import placement_guard
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.locations import Locations, os_errors, require_presence
 from elemento_storage.catalog.placement import (
@@ -52,6 +52,25 @@ class Demand:
     size_bytes: int
     new_volume: bool = True
     allocated: bool = False  #: all of it is allocated at once, not when it is written
+    on_disk_bytes: int = 0  #: what it has on this file system already, in the bin
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a location has no room. ``missing_bytes`` of free space is what emptying the bin could help with."""
+
+    reason: str
+    missing_bytes: int = 0
+
+
+@dataclass(eq=False)
+class _Applicant:
+    """Somebody who waits for a reservation."""
+
+    demand: Demand
+    path: str
+    directory: bool
+    reserved: bool = False
 
 
 class Room:
@@ -62,41 +81,63 @@ class Room:
         self._server_id = server_id
         self._locations = locations
         self._bins = bins
+        self._queues: dict[Location, list[_Applicant]] = {}
 
     async def reserve_new(self, demand: Demand) -> Reservation:
-        """Room for a new volume in the best location, as a staging directory there. Raises NoRoom."""
+        """Room for a new volume in the best location, as a staging directory there. Raises NoRoom.
+
+        Where only space is missing and the bin has enough of it, the bin is emptied as far as needed.
+        """
         reasons: dict[str, str] = {}
-        ranked = await self._by_free_quota(reasons)
-        for may_purge in (False, True):
-            for location in ranked:
-                reservation = await self._reserve(location, demand, reasons, directory=True, may_purge=may_purge)
-                if reservation is not None:
-                    return reservation
+        short_of_space: list[tuple[Location, int]] = []
+        for location in await self._by_free_quota(reasons):
+            outcome = await self._try(location, demand, reasons, directory=True)
+            if isinstance(outcome, Reservation):
+                return outcome
+            if outcome is not None and outcome.missing_bytes:
+                short_of_space.append((location, outcome.missing_bytes))
+        # Not under the placement guard: purging takes volumes' guards, which come first, and may take long.
+        for location, missing_bytes in short_of_space:
+            if await self._bins.make_room(location, missing_bytes):
+                outcome = await self._try(location, demand, reasons, directory=True)
+                if isinstance(outcome, Reservation):
+                    return outcome
         if self._locations.problem:
             reasons.setdefault(".", self._locations.problem)
         raise no_room(reasons)
 
     async def reserve_in(self, location: Location, demand: Demand) -> Reservation:
         """Room in one location: for a volume that grows, or comes back from the bin. Raises NoRoom."""
-        reasons: dict[str, str] = {}
         if location.settings_problem:
             raise no_room({location.name: location.settings_problem})
-        for may_purge in (False, True):
-            reservation = await self._reserve(location, demand, reasons, directory=False, may_purge=may_purge)
-            if reservation is not None:
-                return reservation
-        raise no_room(reasons)
+        with os_errors(location):
+            outcome = await self._reserve(location, demand, directory=False)
+        if isinstance(outcome, Refusal):
+            raise no_room({location.name: outcome.reason})
+        return outcome
+
+    async def _try(
+        self, location: Location, demand: Demand, reasons: dict[str, str], *, directory: bool
+    ) -> Reservation | Refusal | None:
+        """None when the location does not work: the next one may. Every failure leaves its reason."""
+        try:
+            with os_errors(location):
+                outcome = await self._reserve(location, demand, directory=directory)
+        except (LocationUnavailable, NoRoom) as error:
+            reasons[location.name] = error.message
+            return None
+        if isinstance(outcome, Refusal):
+            reasons[location.name] = outcome.reason
+        return outcome
 
     async def _by_free_quota(self, reasons: dict[str, str]) -> list[Location]:
-        spaces = await self._spaces(reasons)
+        candidates = [location for location in self._locations.by_name.values() if location.problem is None]
+        if len(candidates) == 1 and len(self._locations.by_name) == 1:
+            return candidates
         ranked: list[tuple[int, str, Location]] = []
         by_device: dict[int, Space] = {}  # one reading per file system, so that equals stay equal
-        for location, read in spaces.items():
+        for location, read in (await self._spaces(reasons)).items():
             space = read if location.is_unique else by_device.setdefault(location.identity[0], read)
-            reason = creation_problem(unique=location.is_unique, space=space)
-            if reason is not None:
-                reasons[location.name] = reason
-                continue
             ranked.append((-free_quota(location.settings, usage(location), space), location.name, location))
         return [location for _, _, location in sorted(ranked, key=lambda item: item[:2])]
 
@@ -118,79 +159,98 @@ class Room:
         return {location: space for location, space in zip(candidates, found, strict=True) if space is not None}
 
     async def _space(self, location: Location) -> Space:
-        space = await within(self._locations.patience_s, location.disk.run(read_space, location.path))
-        promised = sum(location.own_allocations.values())
-        return replace(space, free_bytes=max(0, space.free_bytes - promised))
+        read = location.disk.run(_read_space_left, location.path, location.own_allocations)
+        return await within(self._locations.patience_s, read)
 
-    async def _reserve(
-        self, location: Location, demand: Demand, reasons: dict[str, str], *, directory: bool, may_purge: bool
-    ) -> Reservation | None:
-        """None, and the reason in ``reasons``, when the location has no room.
-
-        Before it says no, and whenever another server changed the totals, the location is read afresh.
-        """
-        try:
-            require_presence(location)
-        except LocationUnavailable as error:
-            reasons[location.name] = error.message
-            return None
-        own_stamp = bytes.fromhex(self._server_id)
+    async def _reserve(self, location: Location, demand: Demand, *, directory: bool) -> Reservation | Refusal:
+        """Before it says no, and whenever another server changed the totals, the location is read afresh."""
+        require_presence(location)
         path = reservations.staging_path(location.path, demand.volume_id, demand.size_bytes, self._server_id)
-
-        def enter() -> tuple[Guard, bytes]:
-            guard = placement_guard(location.path)
-            return guard, guard.read_stamp()
-
-        def leave(guard: Guard) -> None:
-            reservations.make(path, directory=directory)
-            guard.write_stamp(own_stamp)
-
+        applicant = _Applicant(demand, path, directory)
+        queue = self._queues.setdefault(location, [])
+        queue.append(applicant)
         async with location.placement:
-            with os_errors(location):
-                guard, stamp = await location.disk.run(enter)
-                try:
-                    problem = None
-                    if stamp == own_stamp:
-                        problem = await self._problem(location, demand, may_purge=False)
-                    if stamp != own_stamp or problem is not None:
-                        await self._read_afresh(location)
-                        problem = await self._problem(location, demand, may_purge=may_purge)
-                    if problem is not None:
-                        reasons[location.name] = problem
-                        return None
-                    await location.disk.run(leave, guard)
-                    location.own_reservations[demand.volume_id] = demand.size_bytes
-                    if demand.allocated:
-                        location.own_allocations[demand.volume_id] = demand.size_bytes
-                finally:
-                    await location.disk.run(guard.release)
-        return Reservation(location, demand.volume_id, path)
+            if applicant in queue:
+                await self._reserve_at_once(location, queue)
+            refusal = None if applicant.reserved else await self._reserve_afresh(location, applicant)
+        return refusal or Reservation(location, demand.volume_id, path)
 
-    async def _problem(self, location: Location, demand: Demand, *, may_purge: bool) -> str | None:
-        entry = location.entries.get(demand.volume_id)
-        present_bytes = entry.volume.size_bytes if entry and not demand.new_volume else 0
-        more_bytes = demand.size_bytes - present_bytes
-        for purged in (False, True):
+    async def _reserve_at_once(self, location: Location, queue: list[_Applicant]) -> None:
+        """For all who wait, in one hand-over to a thread, as far as nobody else was here and there is room.
+
+        One by one they would each wait for the journal's commit that the one before began.
+        """
+        batch, queue[:] = queue[:], []
+        own_stamp = bytes.fromhex(self._server_id)
+        before = usage(location)
+        present = [_present_bytes(location, applicant.demand) for applicant in batch]
+
+        def reserve() -> None:
+            now = before
+            with placement_guard(location.path) as guard:
+                if guard.read_stamp() != own_stamp:
+                    return
+                space = _read_space_left(location.path, location.own_allocations)
+                for applicant, present_bytes in zip(batch, present, strict=True):
+                    demand = applicant.demand
+                    if demand.allocated or self._refusal(location, demand, now, present_bytes, space):
+                        continue
+                    try:
+                        reservations.make(applicant.path, directory=applicant.directory)
+                    except OSError:
+                        continue  # it is met again, and told, where this one is alone
+                    applicant.reserved = True
+                    now = Usage(
+                        now.volume_count + demand.new_volume, now.virtual_bytes + demand.size_bytes - present_bytes
+                    )
+
+        try:
+            await location.disk.run(reserve)
+        finally:
+            for applicant in batch:
+                if applicant.reserved:
+                    location.own_reservations[applicant.demand.volume_id] = applicant.demand.size_bytes
+
+    async def _reserve_afresh(self, location: Location, applicant: _Applicant) -> Refusal | None:
+        """After reading the location again; why not, if not."""
+        demand = applicant.demand
+        guard = await location.disk.run(placement_guard, location.path)
+        try:
+            await self._read_afresh(location)
+            present_bytes = _present_bytes(location, demand)
             space = await self._space(location)
-            problem = quota_problem(
-                location.settings,
-                usage(location),
-                space,
-                unique=location.is_unique,
-                more_bytes=more_bytes,
-                more_volumes=1 if demand.new_volume else 0,
-                largest_bytes=demand.size_bytes,
-            )
-            if problem is not None:
-                return problem
-            problem = space_problem(space, overcommit=self._overcommit, more_bytes=more_bytes)
-            if problem is None or purged or not may_purge:
-                return problem
-            # Space is all that is missing, and only if the bin has enough of it is anything purged.
-            missing_bytes = math.ceil(more_bytes / self._overcommit) - space.free_bytes
-            if not await self._bins.make_room(location, missing_bytes):
-                return problem
-        return problem
+            refusal = self._refusal(location, demand, usage(location), present_bytes, space)
+            if refusal is not None:
+                return refusal
+            await location.disk.run(reservations.make, applicant.path, directory=applicant.directory)
+            location.own_reservations[demand.volume_id] = demand.size_bytes
+            if demand.allocated:
+                location.own_allocations[demand.volume_id] = demand.size_bytes
+            await location.disk.run(guard.write_stamp, bytes.fromhex(self._server_id))
+        finally:
+            await location.disk.run(guard.release)
+        return None
+
+    def _refusal(
+        self, location: Location, demand: Demand, now: Usage, present_bytes: int, space: Space
+    ) -> Refusal | None:
+        more_bytes = demand.size_bytes - present_bytes
+        reason = creation_problem(unique=location.is_unique, space=space) or quota_problem(
+            location.settings,
+            now,
+            space,
+            unique=location.is_unique,
+            more_bytes=more_bytes,
+            more_volumes=1 if demand.new_volume else 0,
+            largest_bytes=demand.size_bytes,
+        )
+        if reason is not None:
+            return Refusal(reason)
+        new_data_bytes = more_bytes - demand.on_disk_bytes
+        reason = space_problem(space, overcommit=self._overcommit, more_bytes=new_data_bytes)
+        if reason is None:
+            return None
+        return Refusal(reason, missing_bytes=math.ceil(new_data_bytes / self._overcommit) - space.free_bytes)
 
     async def _read_afresh(self, location: Location) -> None:
         # Staging first: a volume that is published in between is then seen twice, not missed.
@@ -217,15 +277,19 @@ class Room:
             return Usage(now.volume_count + len(more), now.virtual_bytes + sum(more))
 
         def problem_in(location: Location, size_bytes: int) -> str | None:
-            return quota_problem(
-                location.settings,
-                plan(location),
-                spaces[location],
-                unique=location.is_unique,
-                more_bytes=size_bytes,
-                more_volumes=1,
-                largest_bytes=size_bytes,
-            ) or space_problem(spaces[location], overcommit=self._overcommit, more_bytes=size_bytes)
+            return (
+                creation_problem(unique=location.is_unique, space=spaces[location])
+                or quota_problem(
+                    location.settings,
+                    plan(location),
+                    spaces[location],
+                    unique=location.is_unique,
+                    more_bytes=size_bytes,
+                    more_volumes=1,
+                    largest_bytes=size_bytes,
+                )
+                or space_problem(spaces[location], overcommit=self._overcommit, more_bytes=size_bytes)
+            )
 
         def quota_left(location: Location) -> int:
             return free_quota(location.settings, plan(location), spaces[location])
@@ -240,6 +304,18 @@ class Room:
             best = min(fitting, key=lambda location: (-quota_left(location), location.name))
             planned[best.name].append(size_bytes)
         return True, dict(sorted(answer.items()))
+
+
+def _present_bytes(location: Location, demand: Demand) -> int:
+    entry = location.entries.get(demand.volume_id)
+    return entry.volume.size_bytes if entry and not demand.new_volume else 0
+
+
+def _read_space_left(path: str, allocations: dict[str, int]) -> Space:
+    """What the file system says, without what is being preallocated. Blocks."""
+    space = read_space(path)
+    promised = sum(allocations.copy().values()) if allocations else 0
+    return replace(space, free_bytes=max(0, space.free_bytes - promised))
 
 
 def usage(location: Location) -> Usage:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from elemento_storage.durable import TEMPORARY_PREFIX, fsync_directory, replace, write_new
+from elemento_storage.durable import TEMPORARY_PREFIX, create, fsync_directory, fsync_file, replace
 from elemento_storage.engine.image_header import BadHeader, virtual_size
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import (
@@ -179,7 +179,10 @@ def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: flo
 
 def finish_staging(staging: str, meta: VolumeMeta) -> None:
     """Make a staging directory whole and durable: all but its name. Blocks. Raises OSError."""
-    write_new(f"{staging}/{META_FILE}", msgspec.json.encode(meta))
+    create(f"{staging}/{META_FILE}", msgspec.json.encode(meta))
+    # All files are written before the first is synced: they share one commit of the file system's journal.
+    for name in os.listdir(staging):
+        fsync_file(f"{staging}/{name}")
     fsync_directory(staging)
     reached("create.staged")
 
@@ -191,7 +194,11 @@ def publish(staging: str, location_path: str, volume_id: str) -> None:
     """
     os.rename(staging, f"{location_path}/{volume_directory_name(volume_id)}")
     reached("create.renamed")
-    fsync_directory(location_path)
+    try:
+        fsync_directory(location_path)
+    except BaseException:
+        take_back(staging, location_path, volume_id)
+        raise
     reached("create.durable")
 
 
@@ -251,7 +258,7 @@ def _read_small(directory: str, name: str) -> tuple[bytes, int]:
             raise OddDirectory(f"{name} is not a regular file")
         if status.st_size > _LARGEST_META_BYTES:
             raise OddDirectory(f"{name} has {status.st_size} bytes")
-        return os.read(descriptor, _LARGEST_META_BYTES), _identity(status)
+        return os.read(descriptor, status.st_size + 1), _identity(status)
     finally:
         os.close(descriptor)
 

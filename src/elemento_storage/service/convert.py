@@ -8,6 +8,7 @@ left is resolved by looking at meta.json alone: the other data file is the one t
 import contextlib
 import os
 
+from elemento_storage.catalog.bin import move_file_to_trash
 from elemento_storage.catalog.catalog import Held
 from elemento_storage.catalog.locations import os_errors, require_presence
 from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, write_lock
@@ -66,7 +67,13 @@ class Converting:
             async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
                 progress.commit()
                 await place.disk.run(_switch, place.directory, lock, source, target)
+                # Deleting gigabytes takes long; out of the volume in one rename, it can be done later.
+                rubbish = await place.disk.run(
+                    move_file_to_trash, held.location.path, f"{place.directory}/{source.data_file}"
+                )
+                reached("convert.old-removed")
                 await place.disk.run(remove_lock, place.directory, lock)
+                self._catalog.in_background(self._catalog.bin.empty(held.location, rubbish))
                 return await held.reload()
         except BaseException:
             self._catalog.active_operations.discard(operation)
@@ -129,8 +136,6 @@ def _switch(directory: str, lock: LockRecord, source: VolumeFormat, target: Volu
     reached("convert.renamed")
     rewrite_meta(directory, {"format": target.value, "size": image_size(directory, target)})
     reached("convert.committed")
-    os.unlink(old)
-    reached("convert.old-removed")
 
 
 def _resolve(directory: str, lock: LockRecord) -> bool:

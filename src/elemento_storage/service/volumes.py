@@ -1,5 +1,6 @@
 """Creating, changing, destroying and restoring volumes."""
 
+import asyncio
 import contextlib
 import errno
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from elemento_storage.catalog.location import BIN_DIRECTORY, Location
 from elemento_storage.catalog.locations import os_errors, require_writable
 from elemento_storage.catalog.room import Demand, Reservation
 from elemento_storage.catalog.volume_directory import (
+    Entry,
     OddDirectory,
     VolumeVanished,
     finish_staging,
@@ -77,10 +79,30 @@ class BinnedVolume:
     entry: BinEntry
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Prepared:
+    """A volume that is on disk but for its meta.json and its name."""
+
     reservation: Reservation
-    volume_id: str
+    meta: VolumeMeta
+    finished: bool = False
+
+    def finish(self) -> None:
+        """Make it whole and durable but for its name. Blocks."""
+        finish_staging(self.reservation.path, self.meta)
+        self.finished = True
+
+    def publish(self, lease_s: float) -> Entry:
+        """Give it its name, and read it back. Blocks."""
+        if not self.finished:
+            self.finish()
+        location, volume_id = self.reservation.location, self.meta.volume_id
+        publish(self.reservation.path, location.path, volume_id)
+        try:
+            return read_entry(location.path, location.name, volume_id, lease_s=lease_s)
+        except BaseException:
+            take_back(self.reservation.path, location.path, volume_id)
+            raise
 
 
 class Volumes:
@@ -111,6 +133,9 @@ class Volumes:
                 progress.check()
                 made = await self._made_before(spec)
                 prepared.append(made or await self._prepare(spec, meta, progress, revert))
+            if len(prepared) > 1:
+                # All of them are whole and durable but for their names before the first one shows.
+                await asyncio.gather(*(self._finish(one) for one in prepared if isinstance(one, _Prepared)))
             progress.commit()
             volumes = [one if isinstance(one, Volume) else await self._publish(one, revert) for one in prepared]
             revert.commit()
@@ -162,32 +187,32 @@ class Volumes:
             await self._core.store(spec.format).allocate(
                 Place(reservation.path, location.disk), spec.format, spec.size_bytes, spec.preallocation, progress
             )
-            reached("create.allocated")
-            await location.disk.run(finish_staging, reservation.path, meta)
-        return _Prepared(reservation, meta.volume_id)
+        reached("create.allocated")
+        return _Prepared(reservation, meta)
+
+    async def _finish(self, prepared: _Prepared) -> None:
+        with os_errors(prepared.reservation.location):
+            await prepared.reservation.location.disk.run(prepared.finish)
 
     async def _publish(self, prepared: _Prepared, revert: Reverter) -> Volume:
-        reservation, volume_id = prepared.reservation, prepared.volume_id
+        reservation, volume_id = prepared.reservation, prepared.meta.volume_id
         location = reservation.location
         with os_errors(location):
             try:
-                await location.disk.run(publish, reservation.path, location.path, volume_id)
+                entry = await location.disk.run(prepared.publish, self._core.settings.lease)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from error
                 raise
-            revert.add(lambda: self._take_back(prepared))
-            entry = await location.disk.run(
-                read_entry, location.path, location.name, volume_id, lease_s=self._core.settings.lease
-            )
+        revert.add(lambda: self._take_back(prepared))
         location.record(entry)
         reservation.forget()
         return entry.volume
 
     async def _take_back(self, prepared: _Prepared) -> None:
         location = prepared.reservation.location
-        await location.disk.run(take_back, prepared.reservation.path, location.path, prepared.volume_id)
-        location.forget(prepared.volume_id)
+        await location.disk.run(take_back, prepared.reservation.path, location.path, prepared.meta.volume_id)
+        location.forget(prepared.meta.volume_id)
 
     # -- change --------------------------------------------------------------------------------------------
 
@@ -253,7 +278,7 @@ class Volumes:
             with contextlib.suppress(VolumeNotFound):
                 await self._catalog.find(volume_id, INFRASTRUCTURE.require_see)
                 raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id)
-            demand = Demand(volume_id, binned.volume.size_bytes)
+            demand = Demand(volume_id, binned.volume.size_bytes, on_disk_bytes=binned.volume.allocated_bytes)
             reservation = await self._catalog.room.reserve_in(location, demand)
             try:
                 await location.disk.run(recycle_bin.move_out, location.path, binned.entry)

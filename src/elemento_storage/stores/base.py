@@ -19,7 +19,7 @@ class StoreCapabilities:
 
 
 class Store(Protocol):
-    """Bytes of volumes below one directory each. Every method's work is on disk when it returns."""
+    """Bytes of volumes below one directory each. But for ``allocate``, a method's work is on disk when it returns."""
 
     capabilities: StoreCapabilities
 
@@ -31,7 +31,10 @@ class Store(Protocol):
         preallocation: Preallocation,
         progress: Progress,
     ) -> None:
-        """Make an empty image in a new volume's directory. Raises NoRoom, JobCancelled, ToolFailed."""
+        """Make an empty image in a new volume's directory, which the caller syncs as a whole.
+
+        Raises NoRoom, JobCancelled, ToolFailed.
+        """
 
     async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:
         """Make the image larger; idempotent. Raises NoRoom, ToolFailed."""

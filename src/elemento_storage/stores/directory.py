@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from elemento_storage.disk import Disk, Place
@@ -69,6 +68,7 @@ class DirectoryStore:
                     timeout_s=self._job_timeout_s,
                     cancel=progress.cancelled,
                 )
+            # A large image's bytes go to disk here, where the caller sees progress and can still cancel.
             await place.disk.run(fsync_file, path)
 
     async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:
@@ -84,23 +84,18 @@ class DirectoryStore:
     async def convert_beside(
         self, place: Place, source: VolumeFormat, target: VolumeFormat, copy_path: str, progress: Progress
     ) -> None:
-        """See Store.convert_beside.
-
-        While qemu-img writes, the kernel is told every moment to start writing back what is there
-        (sync_file_range(2)), so that the final fsync finds little left to do.
-        """
+        """See Store.convert_beside."""
         progress.advance(0.0, "converting")
         with _full_is_no_room():
-            async with _write_back_early(place.disk, copy_path):
-                await qemu_img.convert(
-                    f"{place.directory}/{source.data_file}",
-                    source,
-                    copy_path,
-                    target,
-                    on_fraction=lambda fraction: progress.advance(fraction * 0.98),
-                    timeout_s=self._job_timeout_s,
-                    cancel=progress.cancelled,
-                )
+            await qemu_img.convert(
+                f"{place.directory}/{source.data_file}",
+                source,
+                copy_path,
+                target,
+                on_fraction=lambda fraction: progress.advance(fraction * 0.98),
+                timeout_s=self._job_timeout_s,
+                cancel=progress.cancelled,
+            )
             progress.advance(0.98, "syncing")
             await place.disk.run(fsync_file, copy_path)
         progress.advance(0.99)
@@ -110,7 +105,6 @@ def _create_sparse(path: str, size_bytes: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         os.ftruncate(descriptor, size_bytes)
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -140,12 +134,15 @@ def _full_is_no_room() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _polling(disk: Disk, look: Callable[[], None]) -> AsyncIterator[None]:
+async def _watch_allocated(disk: Disk, path: str, size_bytes: int, progress: Progress) -> AsyncIterator[None]:
+    """qemu-img create says nothing while it allocates: read the progress off the file."""
+
     async def poll() -> None:
         while True:
             await asyncio.sleep(_POLL_S)
             with contextlib.suppress(OSError):  # the program has not made the file yet
-                await disk.run(look)
+                status = await disk.run(os.stat, path)
+                progress.advance(min(status.st_blocks * 512 / size_bytes, 0.99))
 
     task = asyncio.create_task(poll())
     try:
@@ -154,32 +151,3 @@ async def _polling(disk: Disk, look: Callable[[], None]) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def _watch_allocated(
-    disk: Disk, path: str, size_bytes: int, progress: Progress
-) -> contextlib.AbstractAsyncContextManager[None]:
-    """qemu-img create says nothing while it allocates: read the progress off the file."""
-    loop = asyncio.get_running_loop()
-
-    def look() -> None:
-        fraction = os.stat(path).st_blocks * 512 / size_bytes
-        loop.call_soon_threadsafe(progress.advance, min(fraction, 0.99))
-
-    return _polling(disk, look)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-_SYNC_FILE_RANGE_WRITE: Final = 2
-
-
-def _write_back_early(disk: Disk, path: str) -> contextlib.AbstractAsyncContextManager[None]:
-    def look() -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
-        finally:
-            os.close(descriptor)
-
-    return _polling(disk, look)
