@@ -13,7 +13,7 @@ fail() { say "$*"; exit 1; }
 [ "${ID:-}" = debian ] || fail "this needs Debian 12 or 13 (found ${PRETTY_NAME:-an unknown system}); install the packages named in scripts/setup.sh by hand and call the .venv part yourself"
 
 packages=(python3 python3-venv util-linux qemu-utils)
-if [ "$purpose" != serve ]; then packages+=(e2fsprogs mount curl); fi
+if [ "$purpose" != serve ]; then packages+=(bindfs e2fsprogs mount openssl procps); fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk); fi
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

@@ -283,3 +283,54 @@ def test_events_of_a_job_that_is_over_say_so(server: LiveServer) -> None:
         time.sleep(0.02)
     told: Any = httpx.get(f"{server.address}jobs/{job}/events", timeout=5).text
     assert '"state":"done"' in told
+
+
+def test_restoring_needs_no_second_room_for_the_data(tmp_path: Path) -> None:
+    mount = tmp_path / "mnt" / "small"
+    mount.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", mount], check=True)
+    try:
+        make_location(tmp_path / "mnt", "small")
+        with live_server(tmp_path) as server:
+            vid = server.create(size=0.03, preallocation="full")
+            server.call("destroy", {"volume_id": vid})
+            started = time.monotonic()
+            assert server.call("restore", {"volume_id": vid})["volumeID"] == vid
+            assert time.monotonic() - started < 5
+            assert_clean(server, "small")
+    finally:
+        subprocess.run(["umount", "-l", mount], check=False)
+
+
+def test_a_read_only_location_is_shown_as_such_and_others_take_over(tmp_path: Path) -> None:
+    mount = tmp_path / "mnt" / "first"
+    mount.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", mount], check=True)
+    try:
+        make_location(tmp_path / "mnt", "first", max_total_size="900T")
+        make_location(tmp_path / "mnt", "second", max_total_size="1T")
+        with live_server(tmp_path, "--heartbeat", "0.3", "--sweep-interval", "0.3") as server:
+            vid = server.create()
+            assert server.info(vid)["location"] == "first"
+            subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+            for _ in range(30):
+                assert server.info(server.create())["location"] == "second"
+                assert server.info(vid)["name"] == "disk"
+                time.sleep(0.05)
+            shown = {one["name"]: one for one in server.call("locations")}
+            assert "ead-only" in shown["first"]["reason"]
+            assert server.log().count("first does not answer") == 0
+            subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
+            deadline = time.monotonic() + 10
+            while server.info(server.create())["location"] != "first":
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        subprocess.run(["umount", "-l", mount], check=False)
+
+
+def test_nobody_else_on_the_machine_can_read_an_image(server: LiveServer) -> None:
+    vid = server.create(preallocation="falloc")
+    server.call("update/convert", {"vid": vid, "creatorID": ALICE, "format": "qcow2"})
+    for path in (server.directory(vid), *server.directory(vid).iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
