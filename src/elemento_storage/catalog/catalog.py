@@ -16,13 +16,14 @@ from elemento_storage.catalog import locks, presence, reservations
 from elemento_storage.catalog.bin import RecycleBin
 from elemento_storage.catalog.guard import volume_guard
 from elemento_storage.catalog.location import Location, OnChange, SweepReport
-from elemento_storage.catalog.locations import Locations, os_errors, require_writable
-from elemento_storage.catalog.locks import LockRecord
+from elemento_storage.catalog.locations import Locations, os_errors, require_presence, require_writable
+from elemento_storage.catalog.locks import LockRecord, new_lock, write_lock
 from elemento_storage.catalog.room import Room
 from elemento_storage.config import Settings
 from elemento_storage.disk import Place, within
 from elemento_storage.durable import TEMPORARY_PREFIX
 from elemento_storage.errors import LocationUnavailable, StorageError, VolumeLocked, VolumeNotFound
+from elemento_storage.faultpoints import reached
 from elemento_storage.keyed_locks import KeyedLocks
 from elemento_storage.model import Volume, new_uid
 
@@ -52,6 +53,27 @@ class Held:
         volume = await self.location.reload(self.volume.volume_id)
         assert volume is not None, "the guard is held: nobody can have taken the volume away"
         return volume
+
+
+class Operation:
+    """Something that takes longer than a guard may be held, and works under a lock file instead."""
+
+    def __init__(self, operation_id: str, server_id: str) -> None:
+        self.operation_id = operation_id
+        self.lock: LockRecord | None = None
+        self._server_id = server_id
+
+    async def lock_volume(
+        self, held: Held, purpose: str, client: str | None, journal: dict[str, str | int]
+    ) -> LockRecord:
+        """Take the lock file; durable. ``journal`` is what the purpose's resolver needs after a crash."""
+        require_presence(held.location)
+        lock = new_lock(purpose, self.operation_id, self._server_id, client, journal)
+        await held.place.disk.run(write_lock, held.place.directory, lock)
+        self.lock = lock
+        reached(f"{purpose}.locked")
+        await held.reload()
+        return lock
 
 
 class Catalog:
@@ -212,6 +234,24 @@ class Catalog:
                 yield
             finally:
                 await location.disk.run(guard.release)
+
+    @contextlib.asynccontextmanager
+    async def operation(self, volume_id: str, operation_id: str) -> AsyncIterator[Operation]:
+        """The frame of an operation with a lock file, which it removes itself when it has done its work.
+
+        When it fails, what it left is resolved at once, by the same code as after a crash.
+        """
+        operation = Operation(operation_id, self.server_id)
+        self.active_operations.add(operation_id)
+        try:
+            yield operation
+        except BaseException:
+            self.active_operations.discard(operation_id)
+            if operation.lock is not None:
+                await self.settle(volume_id)
+            raise
+        finally:
+            self.active_operations.discard(operation_id)
 
     async def settle(self, volume_id: str) -> None:
         """Resolve what an operation left that ended badly, by the same code as after a crash.

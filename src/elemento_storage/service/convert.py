@@ -10,8 +10,8 @@ import os
 
 from elemento_storage.catalog.bin import move_file_to_trash
 from elemento_storage.catalog.catalog import Held
-from elemento_storage.catalog.locations import os_errors, require_presence
-from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, write_lock
+from elemento_storage.catalog.locations import os_errors
+from elemento_storage.catalog.locks import LockRecord, remove_lock
 from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.room import no_room
 from elemento_storage.catalog.volume_directory import image_size, read_format, rewrite_meta
@@ -40,48 +40,30 @@ class Converting:
 
     async def convert(self, actor: Actor, volume_id: str, target: VolumeFormat, progress: Progress) -> Volume:
         """Change the format; the same format is no work. Raises FormatUnsupported, VolumeExported, NoRoom …"""
-        operation = progress.operation_id
-        lock: LockRecord | None = None
-        self._catalog.active_operations.add(operation)
-        try:
+        async with self._catalog.operation(volume_id, progress.operation_id) as operation:
             async with self._catalog.hold(volume_id, actor.require_change) as held:
                 source = held.volume.meta.format
                 if source is target:
                     return held.volume
                 await self._require_convertible(held, target)
-                require_presence(held.location)
-                lock = new_lock(
-                    PURPOSE,
-                    operation,
-                    self._catalog.server_id,
-                    actor.client,
-                    {"from": source.value, "to": target.value, "copy": f"{_COPY_PREFIX}{operation}"},
-                )
-                await held.place.disk.run(write_lock, held.place.directory, lock)
-                reached("convert.locked")
-                await held.reload()
+                copy = f"{_COPY_PREFIX}{operation.operation_id}"
+                journal: dict[str, str | int] = {"from": source.value, "to": target.value, "copy": copy}
+                lock = await operation.lock_volume(held, PURPOSE, actor.client, journal)
             place = held.place
             with os_errors(held.location):
-                await self._core.store(source).convert_beside(place, source, target, _copy_path(place, lock), progress)
+                copy_path = f"{place.directory}/{copy}"
+                await self._core.store(source).convert_beside(place, source, target, copy_path, progress)
             reached("convert.copied")
             async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
                 progress.commit()
-                await place.disk.run(_switch, place.directory, lock, source, target)
+                await place.disk.run(_switch, place.directory, copy_path, source, target)
                 # Deleting gigabytes takes long; out of the volume in one rename, it can be done later.
-                rubbish = await place.disk.run(
-                    move_file_to_trash, held.location.path, f"{place.directory}/{source.data_file}"
-                )
+                old = f"{place.directory}/{source.data_file}"
+                rubbish = await place.disk.run(move_file_to_trash, held.location.path, old)
                 reached("convert.old-removed")
                 await place.disk.run(remove_lock, place.directory, lock)
                 self._catalog.in_background(self._catalog.bin.empty(held.location, rubbish))
                 return await held.reload()
-        except BaseException:
-            self._catalog.active_operations.discard(operation)
-            if lock is not None:
-                await self._catalog.settle(volume_id)
-            raise
-        finally:
-            self._catalog.active_operations.discard(operation)
 
     async def _require_convertible(self, held: Held, target: VolumeFormat) -> None:
         volume = held.volume
@@ -121,17 +103,10 @@ class Converting:
         )
 
 
-def _copy_path(place: Place, lock: LockRecord) -> str:
-    return f"{place.directory}/{lock.journal['copy']}"
-
-
-def _switch(directory: str, lock: LockRecord, source: VolumeFormat, target: VolumeFormat) -> None:
-    copy = f"{directory}/{lock.journal['copy']}"
-    old = f"{directory}/{source.data_file}"
-    new = f"{directory}/{target.data_file}"
+def _switch(directory: str, copy_path: str, source: VolumeFormat, target: VolumeFormat) -> None:
     with contextlib.suppress(PermissionError):  # a server that is not root owns what it writes
-        keep_owner_and_mode(old, copy)
-    os.rename(copy, new)
+        keep_owner_and_mode(f"{directory}/{source.data_file}", copy_path)
+    os.rename(copy_path, f"{directory}/{target.data_file}")
     fsync_directory(directory)
     reached("convert.renamed")
     rewrite_meta(directory, {"format": target.value, "size": image_size(directory, target)})

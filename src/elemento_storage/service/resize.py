@@ -4,8 +4,8 @@ The image grows first, meta.json follows: the image's word counts, so a crash in
 """
 
 from elemento_storage.catalog.catalog import Held
-from elemento_storage.catalog.locations import os_errors, require_presence
-from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, write_lock
+from elemento_storage.catalog.locations import os_errors
+from elemento_storage.catalog.locks import LockRecord, remove_lock
 from elemento_storage.catalog.room import Demand
 from elemento_storage.catalog.volume_directory import read_image_size, rewrite_meta
 from elemento_storage.disk import Place
@@ -28,21 +28,13 @@ class Resizing:
 
     async def resize(self, actor: Actor, volume_id: str, size_bytes: int) -> Volume:
         """Set a larger virtual size. Raises CannotShrink, VolumeExported, FormatUnsupported, NoRoom …"""
-        operation = new_uid()
-        lock: LockRecord | None = None
-        self._catalog.active_operations.add(operation)
-        try:
+        async with self._catalog.operation(volume_id, new_uid()) as operation:
             async with self._catalog.hold(volume_id, actor.require_change) as held:
                 if not self._is_to_grow(held, size_bytes):
                     return held.volume
-                require_presence(held.location)
-                lock = new_lock(PURPOSE, operation, self._catalog.server_id, actor.client, {"size": size_bytes})
-                await held.place.disk.run(write_lock, held.place.directory, lock)
-                reached("resize.locked")
-                await held.reload()
-            reservation = await self._catalog.room.reserve_in(
-                held.location, Demand(volume_id, size_bytes, new_volume=False)
-            )
+                lock = await operation.lock_volume(held, PURPOSE, actor.client, {"size": size_bytes})
+            demand = Demand(volume_id, size_bytes, new_volume=False)
+            reservation = await self._catalog.room.reserve_in(held.location, demand)
             try:
                 with os_errors(held.location):
                     image_format = held.volume.meta.format
@@ -55,13 +47,6 @@ class Resizing:
                     return await held.reload()
             finally:
                 await reservation.release()
-        except BaseException:
-            self._catalog.active_operations.discard(operation)
-            if lock is not None:
-                await self._catalog.settle(volume_id)
-            raise
-        finally:
-            self._catalog.active_operations.discard(operation)
 
     def _is_to_grow(self, held: Held, size_bytes: int) -> bool:
         volume = held.volume
