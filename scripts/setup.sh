@@ -60,16 +60,17 @@ fi
 # Debian's own Python: its site packages hold the Ceph bindings, which no registry offers.
 requirements=(requirements.txt)
 [ "$purpose" = serve ] || requirements+=(requirements-dev.txt)
-wanted=$(cat "${requirements[@]}" pyproject.toml | sha256sum | cut -d' ' -f1)
-stamp=.venv/.installed-${#requirements[@]}
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! [ -x .venv/bin/elemento-storage ] \
-    || ! head -1 .venv/bin/elemento-storage | grep -qF "$PWD/.venv"; then
-    say "building .venv"
+for file in "${requirements[@]}"; do
+    wanted=$(cat "$file" pyproject.toml | sha256sum | cut -d' ' -f1)
+    stamp=.venv/.installed-${file%.txt}
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && head -1 .venv/bin/elemento-storage 2>/dev/null | grep -qF "$PWD/.venv"; then
+        continue
+    fi
+    say "installing $file into .venv"
     [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || { rm -rf .venv; /usr/bin/python3 -m venv --system-site-packages .venv; }
-    args=()
-    for file in "${requirements[@]}"; do args+=(-r "$file"); done
-    .venv/bin/python -m pip install -q --disable-pip-version-check --ignore-installed "${args[@]}"
-    .venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps --no-build-isolation -e . 2>/dev/null ||
-        .venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps -e .
+    pip=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
+    "${pip[@]}" --ignore-installed -r "$file"
+    # Without isolation it needs no network; Debian 13's venv has no setuptools, there pip fetches it.
+    "${pip[@]}" --force-reinstall --no-deps --no-build-isolation -e . 2>/dev/null || "${pip[@]}" --force-reinstall --no-deps -e .
     echo "$wanted" >"$stamp"
-fi
+done

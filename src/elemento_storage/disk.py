@@ -40,6 +40,11 @@ class Disk:
         self._under_way = 0
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way."""
+        return self._under_way > 0
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a blocking function in one of the threads. Raises OSError (EBUSY) when too many wait already."""
         if self._under_way >= _MOST_WAITING:

@@ -88,6 +88,7 @@ class Location:
         self.own_allocations: dict[str, int] = {}  #: volume id → bytes being preallocated
         self.no_presence: str | None = None  #: why no sign of life could be left
         self.presence: Presence | None = None
+        self.entering = asyncio.Lock()
         self.placement = asyncio.Lock()
         self.disk = Disk(found.name)
         self.pulse = Disk(f"{found.name}-pulse", threads=1)  #: signs of life, however busy the others are

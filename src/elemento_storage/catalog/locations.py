@@ -28,6 +28,8 @@ from elemento_storage.model import Volume, printable
 
 log = logging.getLogger(__name__)
 
+# A sign of life that is gone, or can no longer be touched: it is left anew, or found to be impossible.
+_SIGN_LOST = {errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EACCES, errno.EPERM}
 _GLANCE_S = 0.2  # how long a location that hung before is waited for
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -149,10 +151,8 @@ class Locations:
         try:
             await location.load_settings()
         except FileNotFoundError:
-            await self._leave(location)
             raise FileNotFoundError(errno.ENOENT, "settings.json is gone; is the disk mounted?") from None
-        if location.presence is None:
-            await self._enter(location)
+        await self._enter(location)
         report = await location.sweep(max_age_s=max_age_s)
         if location.missing is not None:
             log.info("location %s answers", location.name)
@@ -178,6 +178,11 @@ class Locations:
                 os.makedirs(f"{location.path}/{directory}", exist_ok=True)
             return Presence(location.path, self._server_id)
 
+        async with location.entering:
+            if location.presence is None:
+                await self._leave_sign(location, enter)
+
+    async def _leave_sign(self, location: Location, enter: Callable[[], Presence]) -> None:
         before = (location.read_only, location.no_presence)
         try:
             location.presence = await location.pulse.run(enter)
@@ -202,7 +207,7 @@ class Locations:
                 await within(self.patience_s, location.pulse.run(presence.leave))
 
     async def heartbeat(self) -> None:
-        """A sign of life in every location where one can be left."""
+        """A sign of life in every location where one was left, those included that do not answer otherwise."""
 
         async def beat(location: Location, presence: Presence) -> None:
             try:
@@ -210,13 +215,20 @@ class Locations:
             except TimeoutError:
                 self._mark_missing(location, "it does not answer")
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+                if error.errno not in _SIGN_LOST:
+                    # Our file and its lock are still there: whoever can see them must not take us for dead.
                     self._mark_missing(location, error.strerror or str(error))
-                # Gone, or read-only now: the next look tries to enter again, and says what it finds.
+                    return
                 await self._leave(location)
+                with contextlib.suppress(OSError):  # the next look tells of it
+                    await self._enter(location)
 
         await asyncio.gather(
-            *(beat(location, location.presence) for location in self.answering() if location.presence is not None)
+            *(
+                beat(location, location.presence)
+                for location in list(self.by_name.values())
+                if location.presence is not None and not location.pulse.busy
+            )
         )
 
     def find_duplicates(self) -> None:
