@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,14 @@ def test_changes_made_behind_the_servers_back_are_events_too(server: LiveServer)
     meta_path.write_text(meta_path.read_text().replace('"disk"', '"edited"'))
     events = stream(server, "revisions/stream", lambda e: e["kind"] == "volume.changed", since=since)
     assert [event["subject"] for event in events] == [vid]
+
+
+def test_progress_is_told_at_least_every_second(server: LiveServer, big: str) -> None:
+    since = server.call("revisions")["revision"]
+    job_id = begin(server, big)
+    moments = []
+    for event in stream(server, f"jobs/{job_id}/events", since=since):
+        moments.append((time.monotonic(), event["progress"], event["state"]))
+    assert moments[-1][2] == "done"
+    assert all(later[0] - earlier[0] < 1 for earlier, later in pairwise(moments))
+    assert [progress for _, progress, _ in moments] == sorted(progress for _, progress, _ in moments)

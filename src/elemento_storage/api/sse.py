@@ -25,7 +25,7 @@ def event_stream(
     """Events after ``since`` for which ``seen_as`` gives a kind; ends when ``until`` says so after a batch.
 
     It begins with ``hello``, which has the present revision, and ``complete`` false when events before it are lost;
-    then comes ``first``, the state of the one thing the stream is about.
+    after the events that were missed comes ``first``, the state of the one thing the stream is about.
     """
     return StreamingResponse(
         _stream(feed, since, seen_as, stopping, first, until),
@@ -42,13 +42,16 @@ async def _stream(
     first: Callable[[], tuple[str, dict[str, object]]] | None,
     until: Callable[[], bool],
 ) -> AsyncIterator[bytes]:
-    complete = feed.since(since) is not None
-    start = since if complete else feed.revision
-    yield _format("hello", feed.revision, {"revision": feed.revision, "complete": complete}, with_id=False)
+    missed = feed.since(since)
+    start = feed.revision
+    yield _format("hello", start, {"revision": start, "complete": missed is not None}, with_id=False)
+    for event in missed or ():
+        if (kind := seen_as(event)) is not None:
+            yield _format_event(kind, event)
     over = until()
     if first is not None:
         what, state = first()
-        yield _format(what, feed.revision, state, with_id=False)
+        yield _format(what, start, state, with_id=False)
     follow = feed.follow(start, idle_s=_KEEP_ALIVE_S)
     ended = asyncio.create_task(stopping.wait())
     try:
@@ -66,14 +69,17 @@ async def _stream(
             if not batch:
                 yield b": still here\n\n"
             for event in batch:
-                kind = seen_as(event)
-                if kind is not None:
-                    body = {"revision": event.revision, "time": event.time, "subject": event.subject, **event.data}
-                    yield _format(kind, event.revision, body)
+                if (kind := seen_as(event)) is not None:
+                    yield _format_event(kind, event)
             if until():
                 return
     finally:
         ended.cancel()
+
+
+def _format_event(kind: str, event: Event) -> bytes:
+    body = {"revision": event.revision, "time": event.time, "subject": event.subject, **event.data}
+    return _format(kind, event.revision, body)
 
 
 def _format(kind: str, revision: int, body: dict[str, object], *, with_id: bool = True) -> bytes:

@@ -159,7 +159,7 @@ class Room:
         return {location: space for location, space in zip(candidates, found, strict=True) if space is not None}
 
     async def _space(self, location: Location) -> Space:
-        read = location.disk.run(_read_space_left, location.path, location.own_allocations)
+        read = location.disk.run(_read_space_left, location)
         return await within(self._locations.patience_s, read)
 
     async def _reserve(self, location: Location, demand: Demand, *, directory: bool) -> Reservation | Refusal:
@@ -190,7 +190,7 @@ class Room:
             with placement_guard(location.path) as guard:
                 if guard.read_stamp() != own_stamp:
                     return
-                space = _read_space_left(location.path, location.own_allocations)
+                space = _read_space_left(location)
                 for applicant, present_bytes in zip(batch, present, strict=True):
                     demand = applicant.demand
                     if demand.allocated or self._refusal(location, demand, now, present_bytes, space):
@@ -311,10 +311,10 @@ def _present_bytes(location: Location, demand: Demand) -> int:
     return entry.volume.size_bytes if entry and not demand.new_volume else 0
 
 
-def _read_space_left(path: str, allocations: dict[str, int]) -> Space:
+def _read_space_left(location: Location) -> Space:
     """What the file system says, without what is being preallocated. Blocks."""
-    space = read_space(path)
-    promised = sum(allocations.copy().values()) if allocations else 0
+    space = read_space(location.path, look_for_mount=location.is_unique)
+    promised = sum(location.own_allocations.copy().values())
     return replace(space, free_bytes=max(0, space.free_bytes - promised))
 
 

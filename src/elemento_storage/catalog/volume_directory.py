@@ -266,7 +266,8 @@ def _read_small(directory: str, name: str) -> tuple[bytes, int]:
 def _identity(status: os.stat_result) -> int:
     if not believable(status.st_mtime_ns):
         return 0
-    return hash((status.st_ino, status.st_mtime_ns, status.st_size)) or 1
+    # The change time too: tools that copy in place set the modification time back.
+    return hash((status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)) or 1
 
 
 def _iso_type(directory: str) -> str | None:

@@ -20,6 +20,7 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_WORDS: Final = ("No space left on device", "Disk quota exceeded", "File too large", "image size is too large")
 _RAW_QCOW2: Final = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
 _POLL_S: Final = 0.2
+_COPIED: Final = 0.98  #: of a conversion or preallocation, when all that is left is to sync
 
 
 class DirectoryStore:
@@ -59,7 +60,7 @@ class DirectoryStore:
                     await place.disk.run(template.write, path)
                     return
             progress.advance(0.0, "allocating")
-            async with _watch_allocated(place.disk, path, size_bytes, progress):
+            async with _watch_growth(place.disk, path, size_bytes, progress, up_to=_COPIED):
                 await qemu_img.create(
                     path,
                     image_format,
@@ -86,17 +87,21 @@ class DirectoryStore:
     ) -> None:
         """See Store.convert_beside."""
         progress.advance(0.0, "converting")
+        source_path = f"{place.directory}/{source.data_file}"
+        data_bytes = (await place.disk.run(os.stat, source_path)).st_blocks * 512
         with _full_is_no_room():
-            await qemu_img.convert(
-                f"{place.directory}/{source.data_file}",
-                source,
-                copy_path,
-                target,
-                on_fraction=lambda fraction: progress.advance(fraction * 0.98),
-                timeout_s=self._job_timeout_s,
-                cancel=progress.cancelled,
-            )
-            progress.advance(0.98, "syncing")
+            # qemu-img says something at every whole percent, which takes long for a large image.
+            async with _watch_growth(place.disk, copy_path, data_bytes, progress, up_to=_COPIED):
+                await qemu_img.convert(
+                    source_path,
+                    source,
+                    copy_path,
+                    target,
+                    on_fraction=lambda fraction: progress.advance(max(progress.fraction, fraction * _COPIED)),
+                    timeout_s=self._job_timeout_s,
+                    cancel=progress.cancelled,
+                )
+            progress.advance(_COPIED, "syncing")
             await place.disk.run(fsync_file, copy_path)
         progress.advance(0.99)
 
@@ -134,15 +139,18 @@ def _full_is_no_room() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _watch_allocated(disk: Disk, path: str, size_bytes: int, progress: Progress) -> AsyncIterator[None]:
-    """qemu-img create says nothing while it allocates: read the progress off the file."""
+async def _watch_growth(
+    disk: Disk, path: str, expected_bytes: int, progress: Progress, *, up_to: float
+) -> AsyncIterator[None]:
+    """Read the progress off a file that another program fills."""
 
     async def poll() -> None:
         while True:
             await asyncio.sleep(_POLL_S)
             with contextlib.suppress(OSError):  # the program has not made the file yet
                 status = await disk.run(os.stat, path)
-                progress.advance(min(status.st_blocks * 512 / size_bytes, 0.99))
+                fraction = min(status.st_blocks * 512 / max(expected_bytes, 1), 1.0) * up_to
+                progress.advance(max(progress.fraction, fraction))
 
     task = asyncio.create_task(poll())
     try:
