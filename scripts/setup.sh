@@ -12,8 +12,11 @@ fail() { say "$*"; exit 1; }
 . /etc/os-release
 [ "${ID:-}" = debian ] || fail "this needs Debian 12 or 13 (found ${PRETTY_NAME:-an unknown system}); install the packages named in scripts/setup.sh by hand and call the .venv part yourself"
 
-packages=(python3 python3-venv util-linux qemu-utils)
-if [ "$purpose" != serve ]; then packages+=(bindfs e2fsprogs mount openssl procps); fi
+packages=(python3 python3-venv util-linux qemu-utils tgt fuse3 samba samba-common-bin libnss-wrapper)
+if [ "$purpose" != serve ]; then
+    packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio smbclient gnutls-bin)
+    packages+=(qemu-system-x86 seabios libvirt-clients)
+fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk); fi
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
@@ -51,6 +54,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     for package in "${missing[@]}"; do
         case $package in qemu-*) recent+=("$package") ;; *) plain+=("$package") ;; esac
     done
+    # tgt and samba start services of their own when they are installed; ours run private ones.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+        "${as_root[@]}" chmod +x /usr/sbin/policy-rc.d
+        trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
     apt_install() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2; }
     [ ${#plain[@]} -eq 0 ] || apt_install "${plain[@]}"
     [ ${#recent[@]} -eq 0 ] || apt_install "${release[@]}" "${recent[@]}"

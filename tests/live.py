@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,11 @@ class LiveServer:
         self.flags = flags
         self.port = free_port()
         self.listen_host = listen_host
+        # Short, because the names of Unix sockets are; made by the server when something is exported.
+        self.run_dir = Path(tempfile.gettempdir()) / f"es-{os.getpid()}-{self.port}"
+        self.iscsi_port = free_port()
+        self.smb_port = free_port()
+        self.nbd_port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = state_dir.parent / f"{state_dir.name}-{self.port}.log"
         self.http = httpx.Client(base_url=self.address, timeout=60)
@@ -51,6 +58,14 @@ class LiveServer:
                     str(self.state_dir),
                     "--listen",
                     f"{self.listen_host}:{self.port}",
+                    "--run-dir",
+                    str(self.run_dir),
+                    "--iscsi-port",
+                    str(self.iscsi_port),
+                    "--smb-port",
+                    str(self.smb_port),
+                    "--nbd-ports",
+                    f"{self.nbd_port}-{self.nbd_port + 99}",
                     *self.flags,
                 ],
                 stdout=log,
@@ -98,6 +113,37 @@ class LiveServer:
         self.http = httpx.Client(base_url=self.address, timeout=60)
         return status
 
+    def daemons(self, name: str = "") -> dict[int, str]:
+        """The processes that serve exports: pid and pid file, of those whose pid file has ``name`` in its path."""
+        found = {}
+        for pid_file in sorted(self.run_dir.rglob("pid")):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(pid_file.read_text())
+                command_line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if os.fsencode(self.run_dir) in command_line and name in str(pid_file):
+                    found[pid] = str(pid_file)
+        return found
+
+    def kill_daemons(self, name: str = "") -> list[int]:
+        """SIGKILL to what serves exports; when this returns they are gone."""
+        pids = list(self.daemons(name))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while any(_lives(pid) for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return pids
+
+    def clean_exports(self) -> None:
+        """End every daemon and mount that is left, as a reboot would."""
+        self.kill_daemons()
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if (point := line.split(" ")[4]).startswith(f"{self.run_dir}/"):
+                subprocess.run(["fusermount3", "-u", "-z", point], check=True)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
     def wait_dead(self, timeout_s: float = 60) -> None:
         """Until a fault point has ended the process."""
         assert self.process is not None
@@ -144,6 +190,13 @@ class LiveServer:
         return self.log_path.read_text(errors="replace")
 
 
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
+
+
 def free_port() -> int:
     """A port nobody listens on now."""
     with socket.socket() as probe:
@@ -172,4 +225,5 @@ def live_server(tmp_path: Path, *flags: str, env: Mapping[str, str] | None = Non
     finally:
         if server.process is not None:
             server.stop()
+        server.clean_exports()
         server.http.close()

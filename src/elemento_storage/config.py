@@ -7,6 +7,7 @@ and ``--bin-retention`` on the command line. Durations are seconds.
 import ipaddress
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,7 @@ from typing import Any
 
 from elemento_storage.errors import ConfigurationError
 
+_LONGEST_RUN_DIR = 60  # v/<32 hex digits>/bridge/qmp follows
 ENVIRONMENT_PREFIX = "ELEMENTO_STORAGE_"
 _NOT_SETTINGS = {ENVIRONMENT_PREFIX + "FAULTPOINT", ENVIRONMENT_PREFIX + "CONFIG_FILE"}
 
@@ -46,6 +48,16 @@ class Settings:
     )
     tls_certificate: str = _setting("", "PEM file of the certificate chain; with tls-key turns HTTPS on")
     tls_key: str = _setting("", "PEM file of the certificate's private key")
+    run_dir: str = _setting(
+        "/run/elemento-storage",
+        "where the daemons that serve exports keep their sockets; a short path, emptied by a boot",
+    )
+    export_address: str = _setting(
+        "127.0.0.1", "the address of this machine at which exports are offered to hypervisors"
+    )
+    iscsi_port: int = _setting(3260, "the TCP port of the iSCSI portal")
+    nbd_ports: str = _setting("10809-12808", "the TCP ports for NBD, FIRST-LAST; every exported volume takes one")
+    smb_port: int = _setting(4450, "the TCP port of the SMB server")
     overcommit: float = _setting(
         1.0, "a new volume may be this many times as large as the file system's free space; 0: any size"
     )
@@ -62,6 +74,12 @@ class Settings:
     def listen_host(self) -> str:
         """The host part of ``listen``, without the brackets of IPv6."""
         return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def nbd_port_range(self) -> range:
+        """The ports of ``nbd_ports``."""
+        first, _, last = self.nbd_ports.partition("-")
+        return range(int(first), int(last or first) + 1)
 
     @property
     def listen_port(self) -> int:
@@ -168,6 +186,7 @@ def _validate(settings: Settings) -> None:
             raise ConfigurationError(f"{name.replace('_', '-')} has to be greater than 0")
     if settings.heartbeat * 3 > settings.lease:
         raise ConfigurationError("lease has to be at least three times heartbeat, or a busy moment looks like death")
+    _validate_exports(settings)
     if settings.log_level not in {"debug", "info", "warning", "error"}:
         raise ConfigurationError("log-level has to be debug, info, warning or error")
     if settings.auth is Auth.LOOPBACK and not is_loopback(settings.listen_host):
@@ -175,6 +194,23 @@ def _validate(settings: Settings) -> None:
             f"refusing to listen on {settings.listen}: anybody who reaches it could read and destroy every volume. "
             "Create tokens and say --auth tokens, or say --auth trusted-network if the network is yours alone"
         )
+
+
+def _validate_exports(settings: Settings) -> None:
+    if not os.path.isabs(settings.run_dir) or len(os.fsencode(settings.run_dir)) > _LONGEST_RUN_DIR:
+        raise ConfigurationError(
+            f"run-dir is {settings.run_dir!r}, it has to be an absolute path of at most {_LONGEST_RUN_DIR} bytes: "
+            "the name of a Unix socket has room for 107"
+        )
+    try:
+        ipaddress.ip_address(settings.export_address)
+    except ValueError:
+        raise ConfigurationError(f"export-address is {settings.export_address!r}, it has to be an IP address") from None
+    if not re.fullmatch(r"\d{1,5}(-\d{1,5})?", settings.nbd_ports, re.ASCII) or not settings.nbd_port_range:
+        raise ConfigurationError(f"nbd-ports is {settings.nbd_ports!r}, it has to be FIRST-LAST")
+    for port in (settings.iscsi_port, settings.smb_port, settings.nbd_port_range[0], settings.nbd_port_range[-1]):
+        if not 0 < port < 65536:
+            raise ConfigurationError(f"{port} is no TCP port: look at iscsi-port, smb-port and nbd-ports")
 
 
 def is_loopback(host: str) -> bool:

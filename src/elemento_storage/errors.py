@@ -134,6 +134,12 @@ class JobNotFound(NotFound):
         super().__init__(f"no job {job_id}; jobs are forgotten an hour after their end", job_id=job_id)
 
 
+class MigrationNotFound(NotFound):
+    """No migration of that id or of that volume is under way."""
+
+    code = "migration-not-found"
+
+
 class Conflict(StorageError):
     """The volume's state forbids the operation."""
 
@@ -162,6 +168,42 @@ class VolumeExists(Conflict):
     """A volume of this id exists already."""
 
     code = "volume-exists"
+
+
+class NotExportable(Conflict):
+    """The document's graph says no: the volume is exported already and not shareable."""
+
+    code = "not-exportable"
+
+
+class ExportDiffers(Conflict):
+    """The volume is exported to this client, but in another way than the one asked for."""
+
+    code = "export-differs"
+
+
+class ProtocolsExclude(Conflict):
+    """The volume is exported over a protocol that has another path to its bytes; both at once would lose data."""
+
+    code = "protocols-exclude"
+
+
+class ImageInUse(Conflict):
+    """Another program has the image open."""
+
+    code = "image-in-use"
+
+
+class ImageDamaged(Conflict):
+    """The image cannot be opened, or its own tables contradict each other; ``findings`` says how."""
+
+    code = "image-damaged"
+
+
+class MigrationConflict(Conflict):
+    """The migration's state, or the volume's, forbids the step."""
+
+    code = "migration-conflict"
 
 
 class JobEnded(Conflict):
@@ -204,6 +246,12 @@ class LocationUnavailable(Unavailable):
     """A location is gone, hangs, or is read-only."""
 
     code = "location-unavailable"
+
+
+class ExportFailed(Unavailable):
+    """A daemon that serves exports cannot be started or does not do as it is told; nothing was changed."""
+
+    code = "export-failed"
 
 
 class NoRoom(StorageError):

@@ -4,15 +4,20 @@ Every program runs with a time-out, limits on its memory and CPU time, no standa
 its own session, and dies with this process: an orphaned qemu-img that goes on writing after a restart is a second
 writer. ``setpriv --pdeathsig`` and ``prlimit`` (util-linux) set that up in the child; a ``preexec_fn`` would run Python
 between fork and exec, which is unsafe with threads.
+
+Daemons are the exception (``start_daemon``): they serve clients and outlive this process on purpose. They are found
+again by their pid file, and believed to be ours when their command line names our directory.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +27,9 @@ log = logging.getLogger(__name__)
 
 _STDERR_KEPT = 4096
 _REAP_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 10.0
+_OOM_SCORE = -500  # under memory pressure the kernel ends a guest or a cache before the disk of twenty guests
+_DETACH = 'exec >>"$1" 2>&1 </dev/null; echo $$ >"$0.new" && mv "$0.new" "$0" || exit; shift; exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that ended with status 0."""
+    """A program that ended with a status that was expected."""
 
     stdout: str
     seconds: float
+    status: int = 0
 
 
 async def run(
@@ -47,13 +56,15 @@ async def run(
     *,
     on_output: Callable[[str], None] | None = None,
     cancel: asyncio.Event | None = None,
+    environment: Mapping[str, str] | None = None,
+    expected: frozenset[int] = frozenset({0}),
 ) -> Finished:
-    """Run a program to its end.
+    """Run a program to its end. ``environment`` is added to a plain one.
 
     ``on_output`` gets standard output piece by piece as it comes (progress); it is then not collected. When
     ``cancel`` is set the program is killed.
 
-    Raises ToolMissing, ToolFailed (exit status not 0), ToolTimeout, JobCancelled.
+    Raises ToolMissing, ToolFailed (an exit status that is not ``expected``), ToolTimeout, JobCancelled.
     """
     started = time.monotonic()
     prefix = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit"]
@@ -70,7 +81,7 @@ async def run(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL": "C.UTF-8"},
+            env=_environment(environment),
             start_new_session=True,
         )
     except FileNotFoundError as error:
@@ -99,9 +110,9 @@ async def run(
             cancelled.cancel()
     if status == 127 and "No such file" in stderr:
         raise ToolMissing(f"{argv[0]} is not installed; `make setup` installs it")
-    if status != 0:
+    if status not in expected:
         raise ToolFailed(list(argv), status, stderr)
-    return Finished("".join(collected), time.monotonic() - started)
+    return Finished("".join(collected), time.monotonic() - started, status)
 
 
 async def _kill_and_reap(child: asyncio.subprocess.Process, work: "asyncio.Future[tuple[None, str, int]]") -> None:
@@ -125,3 +136,124 @@ async def _tail(stream: asyncio.StreamReader) -> str:
     while piece := await stream.read(65536):
         kept = (kept + piece)[-_STDERR_KEPT:]
     return kept.decode("utf-8", "replace").strip()
+
+
+async def start_daemon(
+    argv: Sequence[str],
+    *,
+    pid_file: str,
+    log_file: str,
+    address_space_bytes: int = 0,
+    environment: Mapping[str, str] | None = None,
+    inherit: Sequence[int] = (),
+) -> int:
+    """Start a program that outlives this process; its pid. What it prints goes to the end of ``log_file``.
+
+    ``inherit`` are descriptors it keeps open; no others of ours. (uvloop's children inherit a few more, and a daemon
+    that holds the other end of a pipe keeps its reader waiting for ever; so this goes by way of a thread.)
+
+    That it has started says nothing yet of whether it serves. Raises ToolMissing, ToolFailed, ToolTimeout.
+    """
+    if shutil.which(argv[0]) is None:
+        raise ToolMissing(f"{argv[0]} is not installed; `make setup` installs it")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(pid_file)
+    limit = [f"--as={address_space_bytes}"] if address_space_bytes else []
+    detached = ["setsid", "--fork", "--", "prlimit", "--core=0", *limit, "--"]
+    detached += ["sh", "-c", _DETACH, pid_file, log_file, *argv]
+
+    def spawn() -> int:
+        null = subprocess.DEVNULL
+        return subprocess.run(
+            detached,
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            env=_environment(environment),
+            pass_fds=inherit,
+            timeout=_START_TIMEOUT_S,
+            check=False,
+        ).returncode
+
+    try:
+        status = await asyncio.to_thread(spawn)
+    except FileNotFoundError as error:
+        raise ToolMissing("setsid and prlimit are missing: install the package util-linux") from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolTimeout(f"{argv[0]} was not started within {_START_TIMEOUT_S:g} s") from error
+    if status:
+        raise ToolFailed(detached, status, "")
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while (pid := _read_pid(pid_file)) is None:
+        if time.monotonic() > deadline:
+            raise ToolTimeout(f"{argv[0]} was not started within {_START_TIMEOUT_S:g} s")
+        await asyncio.sleep(0.001)
+    _protect_from_oom_killer(pid)
+    return pid
+
+
+def daemon_pid(pid_file: str, named: str) -> int | None:
+    """The pid of a daemon that lives and has ``named`` in its command line; None when there is none."""
+    pid = _read_pid(pid_file)
+    if pid is None:
+        return None
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command_line = file.read()
+        if not command_line:  # in the middle of an exec, or a zombie
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                return None if file.read().rpartition(b") ")[2][:1] in b"ZX" else pid
+    except OSError:
+        return None
+    return pid if os.fsencode(named) in command_line else None
+
+
+async def end_daemon(pid: int, *, grace_s: float) -> bool:
+    """SIGTERM, after ``grace_s`` SIGKILL; whether the process is gone at the end."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _REAP_TIMEOUT_S)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+            if await wait_for_end(descriptor, patience_s):
+                return True
+    finally:
+        os.close(descriptor)
+    log.error("process %d does not die; its file system probably hangs", pid)
+    return False
+
+
+async def wait_for_end(pid_descriptor: int, timeout_s: float) -> bool:
+    """Whether the process of a pidfd has ended within the time."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pid_descriptor, ended.set)
+    try:
+        await asyncio.wait_for(ended.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    else:
+        return True
+    finally:
+        loop.remove_reader(pid_descriptor)
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    path = os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+    return {"PATH": path, "LC_ALL": "C.UTF-8", **(more or {})}
+
+
+def _protect_from_oom_killer(pid: int) -> None:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(_OOM_SCORE))  # lowering it takes root
+
+
+def _read_pid(pid_file: str) -> int | None:
+    try:
+        with open(pid_file, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -20,11 +21,21 @@ from elemento_storage.config import Auth, Settings
 from elemento_storage.disk import Disk
 from elemento_storage.engine import qemu_img
 from elemento_storage.errors import ConfigurationError, ToolMissing
+from elemento_storage.exports.base import Exporter
+from elemento_storage.exports.identity import server_identity
+from elemento_storage.exports.iscsi import IscsiExporter
+from elemento_storage.exports.nbd import LocalExporter, NbdExporter
+from elemento_storage.exports.publisher import Publisher
+from elemento_storage.exports.reconciler import ExportStatus, Reconciler, Wanted
+from elemento_storage.exports.record import ExportRecord, Protocol
+from elemento_storage.exports.tgtd import Tgtd
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core, announce
+from elemento_storage.service.export_markers import ExportMarkers
+from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
@@ -53,16 +64,44 @@ class Server:
 
         self.catalog = Catalog(settings, on_change)
         files = DirectoryStore(job_timeout_s=settings.job_timeout)
-        stores: dict[VolumeFormat, Store] = {VolumeFormat.RAW: files, VolumeFormat.QCOW2: files}
-        core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed)
+        stores: dict[VolumeFormat, Store] = {
+            VolumeFormat.RAW: files,
+            VolumeFormat.QCOW2: files,
+            VolumeFormat.ISO: files,
+        }
+        markers = ExportMarkers(_identity(settings), settings.lease)
+        core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed, markers)
+        exporting = self._build_exports(core)
         self.services = Services(
             core=core,
             volumes=Volumes(core),
-            resizing=Resizing(core),
+            resizing=Resizing(core, exporting),
             converting=Converting(core),
+            exporting=exporting,
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
         )
         self.api = Api(self.services, Authenticator(settings.auth, self.tokens))
+
+    def _build_exports(self, core: Core) -> Exporting:
+        settings = self.settings
+        host = settings.export_address
+        probe_initiator = f"iqn.2004-10.cloud.elemento:probe:{secrets.token_hex(16)}"
+        exporters: dict[Protocol, Exporter] = {
+            Protocol.ISCSI: IscsiExporter(
+                Tgtd(settings.run_dir, host, settings.iscsi_port), host, settings.iscsi_port, probe_initiator
+            ),
+            Protocol.NBD: NbdExporter(host),
+            Protocol.LOCAL: LocalExporter(host),
+        }
+        publisher = Publisher(settings.run_dir, exporters, host)
+
+        def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
+            announce_export(self.feed, wanted, record, status)
+
+        self.reconciler = Reconciler(
+            settings, self.catalog, publisher, lambda *one: source_of(core, *one), core.markers.server_id, on_status
+        )
+        return Exporting(core, publisher, self.reconciler)
 
     async def start(self) -> None:
         """Read the disk and put right what is left of dead servers. Raises ConfigurationError."""
@@ -85,6 +124,7 @@ class Server:
             self.settings.root,
             time.monotonic() - started,
         )
+        self.reconciler.start()
         try:
             log.info("qemu-img %s", await qemu_img.version())
         except ToolMissing as error:
@@ -94,8 +134,19 @@ class Server:
         """Roll back what runs, leave the locations."""
         self.api.stopping.set()
         await self.services.core.jobs.stop(_STOP_GRACE_S)
+        await self.reconciler.stop()
         await self.catalog.stop()
         self._state_disk.close()
+
+
+def _identity(settings: Settings) -> str:
+    try:
+        return server_identity(settings.state_dir)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the state directory {settings.state_dir} cannot be used: {error.strerror}; "
+            "give another one with --state-dir"
+        ) from error
 
 
 class _LimitedProtocol(HttpToolsProtocol):
@@ -221,3 +272,4 @@ def _log_to_stderr(level: str) -> None:
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # what goes wrong there is raised, and told by who asked

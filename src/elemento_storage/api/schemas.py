@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from elemento_storage.api.decode import Uid
+from elemento_storage.exports.record import Protocol
 from elemento_storage.model import (
     MAX_NAME_BYTES,
     MAX_SIZE_GB,
@@ -160,6 +161,31 @@ class RevisionsRequest(Request):
 
     since: Revision = 0
     client_uid: Uid | None = None
+
+
+class ExportRequest(Request):
+    """``export``: put a volume within reach of a client."""
+
+    volume_id: Uid
+    client_uid: Uid
+    protocol: Protocol | None = None
+    readonly: bool | None = None
+    initiator: str | None = None
+    addresses: list[str] | None = None
+
+
+class UnexportRequest(Request):
+    """``unexport``: take it away again."""
+
+    volume_id: Uid
+    client_uid: Uid
+
+
+class ExportsRequest(Request):
+    """``exports``: what is exported, of one volume or all."""
+
+    client_uid: Uid | None = None
+    volume_id: Uid | None = None
 
 
 # -- answers -----------------------------------------------------------------------------------------------
@@ -340,6 +366,70 @@ class RevisionsAnswer(Struct, kw_only=True):
     complete: bool
     changed: list[str]
     removed: list[str]
+
+
+class ExportAnswer(Struct, kw_only=True):
+    """An export, and how to attach it. ``prepare`` are commands to be run on the client's host before."""
+
+    vid: str
+    client_uid: str
+    protocol: Protocol
+    iqn: str
+    readonly: bool
+    size: int
+    endpoint: dict[str, Any]
+    credentials: dict[str, str]
+    prepare: list[str]
+    qemu: list[str]
+    libvirt: str
+    migration: str | None
+
+
+class UnexportAnswer(Struct, kw_only=True):
+    """What it was about."""
+
+    vid: str
+    client_uid: str
+
+
+class ExportListAnswer(Struct, kw_only=True):
+    """An export and how it is: ``healthy``, ``failing`` with a reason, ``elsewhere`` (another server's) or ``stale``.
+
+    ``sessions`` and bytes are those of connections that are open now, where the protocol tells.
+    """
+
+    vid: str
+    client_uid: str
+    protocol: str | None
+    iqn: str
+    readonly: bool | None
+    endpoint: dict[str, Any]
+    host: str | None
+    created: str | None
+    migration: str | None
+    state: str
+    reason: str | None
+    last_probe: str | None
+    latency_ms: float | None
+    sessions: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+    repairs: int | None
+
+
+class OrphanAnswer(Struct, kw_only=True):
+    """Something that was served at the last look although no marker asks for it."""
+
+    name: str
+    vid: str | None
+    protocol: str | None
+
+
+class ExportsAnswer(Struct, kw_only=True):
+    """``exports``."""
+
+    exports: list[ExportListAnswer]
+    orphans: list[OrphanAnswer]
 
 
 class VersionAnswer(Struct, kw_only=True):

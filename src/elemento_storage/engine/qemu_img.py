@@ -5,12 +5,17 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from elemento_storage import process
 from elemento_storage.errors import ToolFailed, ToolMissing
 from elemento_storage.model import Preallocation, VolumeFormat
 
 _QUICK = process.Limits(timeout_s=60, address_space_bytes=2 * 2**30, cpu_s=60)
+_CHECK = process.Limits(timeout_s=300, address_space_bytes=4 * 2**30)
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
 
@@ -70,6 +75,23 @@ async def create(
 async def grow(path: str, image_format: VolumeFormat, size_bytes: int) -> None:
     """Set a larger virtual size; the new room reads as zeros. Raises ToolFailed."""
     await process.run([find(), "resize", "-q", "-f", image_format.value, "--", path, str(size_bytes)], _QUICK)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with an image's own tables. Leaks lose room and nothing else."""
+
+    corruptions: int
+    leaks: int
+
+
+async def check(path: str, image_format: VolumeFormat) -> Findings:
+    """Look through an image's tables; nothing is repaired. Raises ToolFailed when it cannot be read at all."""
+    argv = [find(), "check", "-f", image_format.value, "--output=json", "--", path]
+    # 2: corruptions, 3: leaks only (qemu-img(1))
+    finished = await process.run(argv, _CHECK, expected=frozenset({0, 2, 3}))
+    said = msgspec.json.decode(finished.stdout, type=dict[str, Any])
+    return Findings(int(said.get("corruptions", 0)) + int(said.get("check-errors", 0)), int(said.get("leaks", 0)))
 
 
 async def convert(

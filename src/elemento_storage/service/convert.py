@@ -17,7 +17,7 @@ from elemento_storage.catalog.room import no_room
 from elemento_storage.catalog.volume_directory import image_size, read_format, rewrite_meta
 from elemento_storage.disk import Place
 from elemento_storage.durable import fsync_directory, keep_owner_and_mode
-from elemento_storage.errors import Conflict, FormatUnsupported, InternalFault, VolumeExported
+from elemento_storage.errors import Conflict, FormatUnsupported, InternalFault
 from elemento_storage.faultpoints import reached
 from elemento_storage.jobs import JobState
 from elemento_storage.model import Volume, VolumeFormat
@@ -70,8 +70,7 @@ class Converting:
         converts = self._core.store(volume.meta.format).capabilities.converts
         if volume.meta.format not in converts or target not in converts:
             raise FormatUnsupported(f"a {volume.meta.format} volume cannot be converted to {target}")
-        if volume.exported:
-            raise VolumeExported("the volume is exported: unexport it first", volume_id=volume.volume_id)
+        await self._core.markers.require_unexported(held)
         if await held.place.disk.run(os.path.lexists, f"{held.place.directory}/{target.data_file}"):
             raise Conflict(
                 f"the volume's directory holds a {target.data_file} that is not part of it: move it away first",

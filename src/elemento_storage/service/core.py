@@ -11,6 +11,7 @@ from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.access import audience
+from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.stores.base import Store
 
 
@@ -23,6 +24,7 @@ class Core:
     stores: Mapping[VolumeFormat, Store]
     jobs: Jobs
     feed: Feed
+    markers: ExportMarkers
 
     def store(self, image_format: VolumeFormat) -> Store:
         """The store that keeps a format. Raises FormatUnsupported."""

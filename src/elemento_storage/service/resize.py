@@ -9,20 +9,22 @@ from elemento_storage.catalog.locks import LockRecord, remove_lock
 from elemento_storage.catalog.room import Demand
 from elemento_storage.catalog.volume_directory import read_image_size, rewrite_meta
 from elemento_storage.disk import Place
-from elemento_storage.errors import CannotShrink, FormatUnsupported, VolumeExported
+from elemento_storage.errors import CannotShrink, FormatUnsupported
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import Volume, new_uid
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
+from elemento_storage.service.exporting import Exporting
 
 PURPOSE = "resize"
 
 
 class Resizing:
-    """Grows raw and qcow2 volumes."""
+    """Grows raw and qcow2 volumes, exported ones through the engine that has them open."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, exporting: Exporting) -> None:
         self._core = core
+        self._exporting = exporting
         self._catalog = core.catalog
         core.catalog.resolvers[PURPOSE] = self.resolve
 
@@ -32,13 +34,15 @@ class Resizing:
             async with self._catalog.hold(volume_id, actor.require_change) as held:
                 if not self._is_to_grow(held, size_bytes):
                     return held.volume
+                await self._exporting.require_growable(held)
                 lock = await operation.lock_volume(held, PURPOSE, actor.client, {"size": size_bytes})
             demand = Demand(volume_id, size_bytes, new_volume=False)
             reservation = await self._catalog.room.reserve_in(held.location, demand)
             try:
                 with os_errors(held.location):
-                    image_format = held.volume.meta.format
-                    await self._core.store(image_format).grow(held.place, image_format, size_bytes)
+                    if not await self._exporting.grow(held, size_bytes):
+                        image_format = held.volume.meta.format
+                        await self._core.store(image_format).grow(held.place, image_format, size_bytes)
                 reached("resize.grown")
                 async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
                     await held.place.disk.run(rewrite_meta, held.place.directory, {"size": size_bytes})
@@ -58,8 +62,6 @@ class Resizing:
                 "what is beyond the new end would be lost",
                 size_bytes=volume.size_bytes,
             )
-        if size_bytes > volume.size_bytes and volume.exported:
-            raise VolumeExported("the volume is exported by something this server does not control")
         return size_bytes > volume.size_bytes
 
     async def resolve(self, place: Place, lock: LockRecord) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core
+from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.volumes import Volumes
@@ -17,4 +18,5 @@ class Services:
     volumes: Volumes
     resizing: Resizing
     converting: Converting
+    exporting: Exporting
     idempotency: IdempotencyKeys

@@ -27,7 +27,6 @@ from elemento_storage.errors import (
     InvalidValue,
     PreconditionFailed,
     VolumeExists,
-    VolumeExported,
     VolumeNotFound,
 )
 from elemento_storage.faultpoints import reached
@@ -240,6 +239,8 @@ class Volumes:
                 bootable=asked.get("bootable", meta.bootable), shareable=asked.get("shareable", meta.shareable)
             )
             different = {name: value for name, value in asked.items() if getattr(meta, name) != value}
+            if "readonly" in different:
+                await self._core.markers.require_unexported(held)  # its engine has it open the other way
             if different:
                 await held.place.disk.run(rewrite_meta, held.place.directory, different)
                 reached("update.durable")
@@ -248,8 +249,8 @@ class Volumes:
     async def transfer(self, actor: Actor, volume_id: str, new_owner: str) -> Volume:
         """Make the volume somebody else's."""
         async with self._catalog.hold(volume_id, actor.require_change) as held:
-            if held.volume.exported and new_owner != held.volume.meta.creator_id:
-                raise VolumeExported("the volume is exported to its owner's machine: unexport it first")
+            if new_owner != held.volume.meta.creator_id:
+                await self._core.markers.require_unexported(held)
             await held.place.disk.run(rewrite_meta, held.place.directory, {"creatorID": new_owner})
             reached("transfer.durable")
             return await held.reload()
@@ -259,8 +260,7 @@ class Volumes:
     async def destroy(self, actor: Actor, volume_id: str) -> None:
         """Move the volume into its location's bin. Raises VolumeExported, VolumeLocked …"""
         async with self._catalog.hold(volume_id, actor.require_change) as held:
-            if held.volume.exported:
-                raise VolumeExported("the volume is exported: unexport it first", volume_id=volume_id)
+            await self._core.markers.require_unexported(held)
             location = held.location
             await location.disk.run(recycle_bin.move_in, location.path, volume_id)
             location.forget(volume_id)

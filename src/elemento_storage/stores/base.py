@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from elemento_storage.disk import Place
+from elemento_storage.engine.block_node import BlockNode
 from elemento_storage.model import Preallocation, VolumeFormat
 from elemento_storage.progress import Progress
 
@@ -46,3 +47,9 @@ class Store(Protocol):
 
         Raises NoRoom, JobCancelled, ToolFailed.
         """
+
+    def node(self, place: Place, image_format: VolumeFormat, *, read_only: bool) -> BlockNode:
+        """What a storage daemon opens to serve the volume."""
+
+    def plain_file(self, place: Place, image_format: VolumeFormat) -> str | None:
+        """The path of a file whose bytes are exactly what a guest sees; None if there is none."""

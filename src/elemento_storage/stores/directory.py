@@ -10,6 +10,7 @@ from typing import Final
 from elemento_storage.disk import Disk, Place
 from elemento_storage.durable import fsync_file
 from elemento_storage.engine import qemu_img
+from elemento_storage.engine.block_node import BlockNode, file_node
 from elemento_storage.engine.templates import Qcow2Templates
 from elemento_storage.errors import NoRoom, ToolFailed
 from elemento_storage.model import Preallocation, VolumeFormat
@@ -104,6 +105,14 @@ class DirectoryStore:
             progress.advance(_COPIED, "syncing")
             await place.disk.run(fsync_file, copy_path)
         progress.advance(0.99)
+
+    def node(self, place: Place, image_format: VolumeFormat, *, read_only: bool) -> BlockNode:
+        """See Store.node."""
+        return file_node(f"{place.directory}/{image_format.data_file}", image_format, read_only=read_only)
+
+    def plain_file(self, place: Place, image_format: VolumeFormat) -> str | None:
+        """See Store.plain_file."""
+        return None if image_format is VolumeFormat.QCOW2 else f"{place.directory}/{image_format.data_file}"
 
 
 def _create_sparse(path: str, size_bytes: int) -> None:

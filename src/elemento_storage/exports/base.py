@@ -1,0 +1,77 @@
+"""What every exporter does. The reconciler knows exporters by this protocol only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol as TypingProtocol
+
+from elemento_storage.engine.volume_engine import Source, VolumeEngine
+from elemento_storage.exports.attach import GuestDisk
+from elemento_storage.exports.record import ExportRecord, Protocol
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """The way to a volume's bytes that its engine has made. ``path`` is None for the socket path."""
+
+    engine: VolumeEngine
+    source: Source
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a daemon says it serves: behind which file, to how many."""
+
+    path: str | None = None
+    sessions: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An export that was used just now, as a client would."""
+
+    latency_s: float
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a client finds the export, and how to attach it."""
+
+    address: Mapping[str, object]
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    qemu: tuple[str, ...] = ()  #: arguments of qemu-system-*
+    libvirt: str = ""  #: a <disk> element
+    prepare: tuple[str, ...] = ()  #: shell commands to be run on the client before
+
+
+class Exporter(TypingProtocol):
+    """One protocol. Every method may be called again after it failed or was cut off: all of them are idempotent."""
+
+    protocol: Protocol
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Processes that serve exports of this protocol only, besides the volumes' engines."""
+
+    async def publish(self, record: ExportRecord, attachment: Attachment) -> None:
+        """Serve the export as its record says, and nothing else under its name. Raises ExportFailed."""
+
+    async def withdraw(self, export_id: str, engine: VolumeEngine | None) -> None:
+        """Stop serving it. When this returns its client's connections are closed and nothing of it is under way.
+
+        ``engine`` is None for what belongs to no volume we know. Raises ExportFailed.
+        """
+
+    async def published(self, engines: Mapping[str, VolumeEngine]) -> Mapping[str, Presence]:
+        """Export ids that are served now: asked, never remembered. Raises ExportFailed.
+
+        ``engines`` are those of volumes that have an export of this protocol, by volume id.
+        """
+
+    async def probe(self, record: ExportRecord, attachment: Attachment) -> Probe:
+        """Use the export as a client would. Raises ExportFailed with what is wrong."""
+
+    def endpoint(self, record: ExportRecord, engine: VolumeEngine, disk: GuestDisk) -> Endpoint:
+        """What to tell the client."""

@@ -1,0 +1,391 @@
+"""The loop that keeps exports true to the disk.
+
+The markers in the volumes say what shall be served; the daemons are asked what is; where they differ,
+``Publisher.settle`` mends it. That is also how exports come back after a crash or a reboot. Every export is then used
+as a client would, and only if that succeeds is its marker touched.
+
+A volume whose location does not answer is left as it is: not to know is no reason to take a disk from a guest.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from elemento_storage.catalog.catalog import Catalog
+from elemento_storage.catalog.location import Location
+from elemento_storage.catalog.markers import marker_names, read_marker, touch_markers
+from elemento_storage.config import Settings
+from elemento_storage.disk import within
+from elemento_storage.engine.volume_engine import Source
+from elemento_storage.errors import StorageError
+from elemento_storage.exports.base import Attachment, Presence
+from elemento_storage.exports.publisher import Publisher, ServedVolume
+from elemento_storage.exports.record import ExportRecord, Protocol, decode_record
+from elemento_storage.model import Volume, marker_name, utc_now, volume_id_of_directory
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE: Final = 8
+_GATHER_S: Final = 0.05  # daemons that die together are mended together
+
+
+@dataclass
+class ExportStatus:
+    """How an export is, as far as this process has seen."""
+
+    healthy: bool = False
+    reason: str | None = "it was not looked at yet"
+    last_probe: str | None = None
+    latency_s: float | None = None
+    presence: Presence = field(default_factory=Presence)
+    repairs: int = 0  #: how often something had to be mended since this process started
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A volume of which something shall be served here."""
+
+    location: Location
+    volume: Volume
+    records: tuple[ExportRecord, ...]
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """Something that is served and that no marker asks for."""
+
+    name: str
+    volume_id: str | None
+    protocol: str | None
+
+
+SourceOf = Callable[[Location, Volume], Source]
+OnStatus = Callable[[Wanted, ExportRecord, ExportStatus], None]
+
+
+class Reconciler:
+    """Compares, mends, probes, touches: every heartbeat, and at once when a daemon dies."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        publisher: Publisher,
+        source_of: SourceOf,
+        server_id: str,
+        on_status: OnStatus,
+    ) -> None:
+        self.status: dict[str, ExportStatus] = {}
+        self.wanted: dict[str, Wanted] = {}
+        self.orphans: list[Orphan] = []
+        self._settings = settings
+        self._catalog = catalog
+        self._publisher = publisher
+        self._source_of = source_of
+        self._server_id = server_id
+        self._on_status = on_status
+        self._wake = asyncio.Event()
+        self._watched: dict[int, int] = {}  # pid → pidfd
+        self._task: asyncio.Task[None] | None = None
+        self._limit = asyncio.Semaphore(_AT_ONCE)
+        self._missing: set[str] = set()
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; what a crash or reboot has ended comes back in the background."""
+        self._task = asyncio.create_task(self._run(), name="reconcile")
+
+    async def stop(self) -> None:
+        """Leave everything as it is: clients notice nothing of a server that restarts."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for pid in list(self._watched):
+            self._unwatch(pid)
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self.look()
+            except Exception:
+                log.exception("exports could not be looked after; it is tried again in %g s", self._settings.heartbeat)
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._settings.heartbeat)
+                await asyncio.sleep(_GATHER_S)
+            except TimeoutError:
+                pass
+
+    # -- one look ------------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Compare, mend, probe and touch once."""
+        await self._read_wanted()
+        present = await self._present()
+        # After the daemons were asked: what they serve was written down before.
+        served = await asyncio.to_thread(self._publisher.served)
+        await asyncio.gather(*(self._tend(wanted, present) for wanted in self.wanted.values()))
+        await self._withdraw_orphans(served, present)
+        self._forget_old()
+
+    async def _read_wanted(self) -> None:
+        locations = self._catalog.locations.by_name.values()
+        found: dict[str, Wanted] = {}
+        for location in locations:
+            marked = [entry.volume for entry in location.entries.values() if entry.volume.markers]
+            if location.missing is not None:
+                # Known from before: they stay wanted, and nothing can be done for them.
+                found |= {one: known for one, known in self.wanted.items() if known.location is location}
+                continue
+            if not marked:
+                continue
+            try:
+                read = await within(
+                    self._catalog.locations.patience_s, location.disk.run(self._read_records, location, marked)
+                )
+            except OSError as error:
+                log.warning("location %s: export markers cannot be read: %s", location.name, error)
+                found |= {one: known for one, known in self.wanted.items() if known.location is location}
+                continue
+            for volume in marked:
+                if read[volume.volume_id]:
+                    found[volume.volume_id] = Wanted(location, volume, read[volume.volume_id])
+        self.wanted = found
+
+    def _read_records(self, location: Location, volumes: list[Volume]) -> dict[str, tuple[ExportRecord, ...]]:
+        return {one.volume_id: self.read_records(location.volume_path(one.volume_id)) for one in volumes}
+
+    def read_records(self, directory: str) -> tuple[ExportRecord, ...]:
+        """What this server shall serve of the volume in a directory. Blocks. Raises OSError."""
+        volume_id = volume_id_of_directory(os.path.basename(directory)) or ""
+        records = []
+        try:
+            names = marker_names(directory)
+        except FileNotFoundError:
+            return ()
+        for name in names:
+            content = read_marker(directory, name)
+            record = decode_record(content[0], volume_id) if content else None
+            if (
+                record is not None
+                and record.server == self._server_id
+                and marker_name(record.client, volume_id) == name
+            ):
+                records.append(record)
+        return tuple(records)
+
+    async def _present(self) -> dict[Protocol, Mapping[str, Presence] | StorageError]:
+        """What the daemons serve; an error where they cannot be asked."""
+        found: dict[Protocol, Mapping[str, Presence] | StorageError] = {}
+        for protocol, exporter in self._publisher.exporters.items():
+            engines = {
+                one: self._publisher.engine(one)
+                for one, wanted in self.wanted.items()
+                if any(record.protocol is protocol for record in wanted.records)
+            }
+            try:
+                found[protocol] = await exporter.published(engines)
+            except StorageError as error:
+                found[protocol] = error
+        return found
+
+    # -- one volume ----------------------------------------------------------------------------------------
+
+    async def _tend(self, wanted: Wanted, present: Mapping[Protocol, Mapping[str, Presence] | StorageError]) -> None:
+        async with self._limit:
+            if wanted.location.missing is not None:
+                for record in wanted.records:
+                    self._set(wanted, record, reason=f"location {wanted.location.name}: {wanted.location.missing}")
+                return
+            async with self._publisher.changing(wanted.volume.volume_id):
+                try:
+                    await self._settle_and_probe(wanted, present)
+                except (StorageError, OSError) as error:
+                    for record in wanted.records:
+                        self._set(wanted, record, reason=str(error))
+                except Exception:
+                    log.exception("the exports of volume %s cannot be put right", wanted.volume.volume_id)
+                    for record in wanted.records:
+                        self._set(wanted, record, reason="an internal fault; the server's log has the reason")
+
+    async def _settle_and_probe(
+        self, wanted: Wanted, present: Mapping[Protocol, Mapping[str, Presence] | StorageError]
+    ) -> None:
+        volume_id = wanted.volume.volume_id
+        location = wanted.location
+        directory = location.volume_path(volume_id)
+        # Read again: an export or unexport may have been under way until now.
+        records = await within(self._catalog.locations.patience_s, location.disk.run(self.read_records, directory))
+        volume = await within(self._catalog.locations.patience_s, location.fresh(volume_id))
+        if not records or volume is None:
+            return
+        wanted = Wanted(location, volume, records)
+        source = self._source_of(location, volume)
+        if not self._publisher.engine(volume_id).pids or self._is_mending_needed(records, present):
+            log.warning("volume %s: bringing its exports back", volume_id)
+            for record in records:
+                self._status(record).repairs += 1
+        settled = await self._publisher.settle(source, records)
+        self.watch()
+        assert settled.attachment is not None
+        healthy = []
+        for record in records:
+            failure = settled.failures.get(record.export_id)
+            if failure is None:
+                failure = await self.probe(wanted, record, settled.attachment, present)
+            if failure is None:
+                healthy.append(f"{directory}/{marker_name(record.client, volume_id)}")
+            else:
+                self._set(wanted, record, reason=failure.message)
+        if healthy:
+            await within(self._catalog.locations.patience_s, location.disk.run(touch_markers, healthy))
+
+    def _is_mending_needed(
+        self, records: tuple[ExportRecord, ...], present: Mapping[Protocol, Mapping[str, Presence] | StorageError]
+    ) -> bool:
+        for record in records:
+            served = present[record.protocol]
+            if isinstance(served, StorageError) or record.export_id not in served:
+                return True
+        return False
+
+    async def probe(
+        self,
+        wanted: Wanted,
+        record: ExportRecord,
+        attachment: Attachment,
+        present: Mapping[Protocol, Mapping[str, Presence] | StorageError],
+    ) -> StorageError | None:
+        """Use the export as a client would, and note how it went."""
+        try:
+            probe = await self._publisher.exporters[record.protocol].probe(record, attachment)
+        except StorageError as error:
+            return error
+        served = present.get(record.protocol)
+        presence = served.get(record.export_id) if isinstance(served, Mapping) else None
+        self._set(wanted, record, latency_s=probe.latency_s, presence=presence)
+        return None
+
+    def _status(self, record: ExportRecord) -> ExportStatus:
+        return self.status.setdefault(record.export_id, ExportStatus())
+
+    def _set(
+        self,
+        wanted: Wanted,
+        record: ExportRecord,
+        *,
+        reason: str | None = None,
+        latency_s: float | None = None,
+        presence: Presence | None = None,
+    ) -> None:
+        status = self._status(record)
+        was_healthy, before = status.healthy, status.reason
+        status.healthy, status.reason = reason is None, reason
+        if reason is None:
+            status.last_probe, status.latency_s = utc_now(), latency_s
+        if presence is not None:
+            status.presence = presence
+        if status.healthy != was_healthy or (reason != before and not status.healthy):
+            log.log(
+                logging.INFO if status.healthy else logging.ERROR,
+                "export %s of volume %s over %s: %s",
+                record.export_id,
+                record.volume_id,
+                record.protocol.value,
+                reason or "healthy",
+            )
+            self._on_status(wanted, record, status)
+
+    def _forget_old(self) -> None:
+        known = {record.export_id for wanted in self.wanted.values() for record in wanted.records}
+        for export_id in self.status.keys() - known:
+            del self.status[export_id]
+
+    # -- what nobody asked for -----------------------------------------------------------------------------
+
+    async def _withdraw_orphans(
+        self,
+        served: Mapping[str, ServedVolume | None],
+        present: Mapping[Protocol, Mapping[str, Presence] | StorageError],
+    ) -> None:
+        orphans = []
+        known: set[str] = set()
+        for volume_id, state in served.items():
+            if state is not None:
+                known |= state.exports.keys()
+            if volume_id in self.wanted:
+                continue
+            if state is not None and not await self._is_unwanted(state):
+                continue
+            orphans += [Orphan(one, volume_id, protocol) for one, protocol in (state.exports if state else {}).items()]
+            log.warning("volume %s is served and no marker asks for it: it is withdrawn", volume_id)
+            async with self._publisher.changing(volume_id):
+                if state is None or await self._is_unwanted(state):
+                    await self._quietly(self._publisher.withdraw_all(volume_id))
+        wanted = {record.export_id for one in self.wanted.values() for record in one.records}
+        for protocol, found in present.items():
+            if isinstance(found, StorageError):
+                continue
+            for export_id in found.keys() - known - wanted:
+                # Nothing in the run directory knows it: made by something else, or left by a crash before that.
+                orphans.append(Orphan(export_id, None, protocol))
+                log.warning("%s serves %s, which nobody asked for: it is withdrawn", protocol.value, export_id)
+                await self._quietly(self._publisher.exporters[protocol].withdraw(export_id, None))
+        self.orphans = orphans
+
+    async def _is_unwanted(self, state: ServedVolume) -> bool:
+        """Whether the disk says so, and not only keeps silent."""
+        parent = os.path.dirname(state.directory)
+        for location in self._catalog.locations.answering():
+            if location.path == parent:
+                try:
+                    records = await within(
+                        self._catalog.locations.patience_s, location.disk.run(self.read_records, state.directory)
+                    )
+                except OSError:
+                    return False
+                return not records
+        return False
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except StorageError as error:
+            log.error("an export that nobody asked for cannot be withdrawn: %s", error)
+
+    # -- daemons that die ----------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Notice at once when a daemon ends."""
+        pids = {pid for one in self.wanted for pid in self._publisher.engine(one).pids}
+        for exporter in self._publisher.exporters.values():
+            pids |= set(exporter.pids)
+        for pid in self._watched.keys() - pids:
+            self._unwatch(pid)
+        for pid in pids - self._watched.keys():
+            try:
+                descriptor = os.pidfd_open(pid)
+            except OSError:
+                continue
+            self._watched[pid] = descriptor
+            asyncio.get_running_loop().add_reader(descriptor, self._died, pid)
+
+    def _died(self, pid: int) -> None:
+        self._unwatch(pid)
+        self.wake()
+
+    def _unwatch(self, pid: int) -> None:
+        descriptor = self._watched.pop(pid, None)
+        if descriptor is not None:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)

@@ -1,0 +1,249 @@
+"""Our private tgtd, and its management socket.
+
+The socket's protocol is that of tgtadm (tgt 1.0.85, usr/tgtadm.h): a fixed request of 120 bytes with a text of
+parameters behind it, an answer of 8 bytes with a text behind it. It is spoken here and not by running tgtadm because
+a CHAP secret in tgtadm's arguments is shown to everybody on the host by ps(1), and a spawn per command would be most
+of the time an export takes. ``Tgtd.start`` asks a question first, so another tgt that speaks otherwise is found out at
+once.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+from elemento_storage import process
+from elemento_storage.errors import ExportFailed
+
+_REQUEST: Final = struct.Struct("<ii64sIiQQIIIIII")
+_ANSWER: Final = struct.Struct("<II")
+_NO_TID: Final = -1
+_NO_LUN: Final = 2**64 - 1
+_ANSWER_S: Final = 10.0
+_START_S: Final = 10.0
+_LARGEST_ANSWER: Final = 1 << 26
+_CONTROL_PORT: Final = 1  # the number is part of the socket's name, and the socket is in a directory of our own
+
+
+class Mode(IntEnum):
+    """What a command is about."""
+
+    SYSTEM = 0
+    TARGET = 1
+    LOGICAL_UNIT = 2
+    CONNECTION = 6
+    ACCOUNT = 7
+
+
+class Op(IntEnum):
+    """What is to be done with it."""
+
+    NEW = 0
+    DELETE = 1
+    SHOW = 2
+    BIND = 3
+    UNBIND = 4
+    UPDATE = 5
+    STAT = 6
+
+
+class Problem(IntEnum):
+    """The answers that we act upon; the others are reported by number."""
+
+    NO_TARGET = 4
+    NO_LOGICAL_UNIT = 5
+    NO_SESSION = 6
+    NO_CONNECTION = 7
+    TARGET_EXISTS = 9
+    ACCOUNT_EXISTS = 14
+    NO_ACCOUNT = 15
+
+
+class Refused(ExportFailed):
+    """tgtd said no; ``problem`` is its number."""
+
+    def __init__(self, what: str, problem: int) -> None:
+        super().__init__(f"tgtd refuses to {what}: error {problem}")
+        self.problem = problem
+
+
+@dataclass
+class Target:
+    """A target as tgtd describes it."""
+
+    tid: int
+    name: str
+    path: str | None = None  #: of LUN 1
+    online: bool = False
+    readonly: bool = False
+    accounts: list[str] = field(default_factory=list)
+    acl: list[str] = field(default_factory=list)
+    initiators: list[tuple[int, str]] = field(default_factory=list)  #: session id and initiator name
+
+
+class Tgtd:
+    """One tgtd process in a run directory, listening on one portal."""
+
+    def __init__(self, run_directory: str, host: str, port: int) -> None:
+        self.directory = f"{run_directory}/tgt"
+        self.portal = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._socket = f"{self.directory}/ipc.{_CONTROL_PORT}"
+        self._pid_file = f"{self.directory}/pid"
+        self._named = f"{self.directory}/tgtd.pid"
+        self._log_file = f"{self.directory}/log"
+        self._starting = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if it lives."""
+        return process.daemon_pid(self._pid_file, self._named)
+
+    async def start(self) -> None:
+        """Have it running. Raises ExportFailed, ToolMissing."""
+        if self.pid is None:
+            async with self._starting:
+                await self._start()
+
+    async def _start(self) -> None:
+        if self.pid is not None:
+            return
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        for name in (self._socket, self._log_file):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        await process.start_daemon(
+            [
+                "tgtd",
+                "-f",
+                "-C",
+                str(_CONTROL_PORT),
+                "--pid-file",
+                self._named,
+                "--iscsi",
+                f"portal={self.portal}",
+            ],
+            pid_file=self._pid_file,
+            log_file=self._log_file,
+            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc"},
+        )
+        deadline = asyncio.get_running_loop().time() + _START_S
+        while True:
+            try:
+                await self.execute(Mode.SYSTEM, Op.SHOW)
+            except ExportFailed:
+                if not self._lives() or asyncio.get_running_loop().time() > deadline:
+                    raise ExportFailed(f"tgtd does not start on {self.portal}: {self._log_tail()}") from None
+                await asyncio.sleep(0.005)
+            else:
+                return
+
+    def _lives(self) -> bool:
+        return self.pid is not None
+
+    def _log_tail(self) -> str:
+        try:
+            with open(self._log_file, encoding="utf-8", errors="replace") as file:
+                lines = [line for line in file.read()[-4096:].splitlines() if "RDMA" not in line]
+        except OSError:
+            return "it said nothing"
+        return lines[-1] if lines else "it said nothing"
+
+    async def stop(self) -> None:
+        """End it. Raises ExportFailed."""
+        pid = self.pid
+        if pid is not None and not await process.end_daemon(pid, grace_s=5.0):
+            raise ExportFailed(f"tgtd {pid} does not end")
+
+    async def execute(
+        self,
+        mode: Mode,
+        op: Op,
+        parameters: str = "",
+        *,
+        tid: int = _NO_TID,
+        lun: int = _NO_LUN,
+        session: int = 0,
+        connection: int = 0,
+        force: bool = False,
+    ) -> str:
+        """One command; the text of the answer. Raises Refused, ExportFailed."""
+        text = parameters.encode() + b"\0" if parameters else b""
+        request = _REQUEST.pack(
+            mode, op, b"iscsi", _REQUEST.size + len(text), tid, session, lun, connection, 0, 0, 0, 0, force
+        )
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+                try:
+                    writer.write(request + text)
+                    problem, length = _ANSWER.unpack(await reader.readexactly(_ANSWER.size))
+                    if not _ANSWER.size <= length <= _LARGEST_ANSWER:
+                        raise ExportFailed("tgtd answers in a way that is not understood: is it another version?")
+                    answer = await reader.readexactly(length - _ANSWER.size)
+                finally:
+                    writer.close()
+        except TimeoutError as error:
+            raise ExportFailed(f"tgtd does not answer within {_ANSWER_S:g} s") from error
+        except (OSError, EOFError) as error:
+            raise ExportFailed(f"tgtd cannot be reached: {error}") from error
+        if problem:
+            raise Refused(f"{op.name.lower()} a {mode.name.lower().replace('_', ' ')}", problem)
+        return answer.rstrip(b"\0").decode("utf-8", "replace")
+
+    async def targets(self, tid: int = _NO_TID) -> dict[str, Target]:
+        """All targets by name, or the one of that id. Raises Refused, ExportFailed."""
+        return parse_targets(await self.execute(Mode.TARGET, Op.SHOW, tid=tid))
+
+    async def traffic(self, tid: int) -> Mapping[str, int]:
+        """Bytes that were read and written by the sessions of a target that are open now."""
+        total = {"read": 0, "written": 0}
+        for line in (await self.execute(Mode.TARGET, Op.STAT, tid=tid)).splitlines()[1:]:
+            # tgt lun sid rd_subm(bytes,cmds) rd_done(bytes,cmds) wr_subm(bytes,cmds) wr_done(bytes,cmds) errs
+            numbers = re.findall(r"\d+", line)
+            if len(numbers) >= 11:
+                total["read"] += int(numbers[5])
+                total["written"] += int(numbers[9])
+        return total
+
+
+_TARGET: Final = re.compile(r"Target (\d+): (\S+)")
+
+
+def parse_targets(text: str) -> dict[str, Target]:
+    """What ``tgtadm --op show --mode target`` prints."""
+    found: dict[str, Target] = {}
+    target = Target(0, "")
+    section, lun, session = "", -1, 0
+    for line in text.splitlines():
+        words = line.strip()
+        if match := _TARGET.fullmatch(line):
+            target = found[match[2]] = Target(int(match[1]), match[2])
+        elif line.startswith("    ") and not line.startswith("     "):
+            section, lun = words.rstrip(":"), -1
+        elif section == "LUN information":
+            key, _, value = words.partition(": ")
+            if key == "LUN":
+                lun = int(value)
+            elif lun == 1:
+                if key == "Backing store path":
+                    target.path = None if value == "None" else value
+                elif key == "Online":
+                    target.online = value == "Yes"
+                elif key == "Readonly":
+                    target.readonly = value == "Yes"
+        elif section == "I_T nexus information":
+            key, _, value = words.partition(": ")
+            if key == "I_T nexus":
+                session = int(value)
+            elif key == "Initiator":
+                target.initiators.append((session, value.partition(" alias:")[0]))
+        elif section == "Account information":
+            target.accounts.append(words)
+        elif section == "ACL information":
+            target.acl.append(words)
+    return found
