@@ -37,6 +37,7 @@ from elemento_storage.service.core import Core, announce
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.migration import Migrating
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
 from elemento_storage.service.tokens import TokenStore
@@ -78,6 +79,7 @@ class Server:
             resizing=Resizing(core, exporting),
             converting=Converting(core),
             exporting=exporting,
+            migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
         )
         self.api = Api(self.services, Authenticator(settings.auth, self.tokens))
@@ -107,6 +109,7 @@ class Server:
         """Read the disk and put right what is left of dead servers. Raises ConfigurationError."""
         try:
             await self.services.idempotency.start()
+            await self.services.migrating.read()
         except OSError as error:
             raise ConfigurationError(
                 f"the state directory {self.settings.state_dir} cannot be used: {error.strerror}; "
@@ -125,6 +128,7 @@ class Server:
             time.monotonic() - started,
         )
         self.reconciler.start()
+        self.services.migrating.start()
         try:
             log.info("qemu-img %s", await qemu_img.version())
         except ToolMissing as error:
@@ -134,6 +138,7 @@ class Server:
         """Roll back what runs, leave the locations."""
         self.api.stopping.set()
         await self.services.core.jobs.stop(_STOP_GRACE_S)
+        await self.services.migrating.stop()
         await self.reconciler.stop()
         await self.catalog.stop()
         self._state_disk.close()

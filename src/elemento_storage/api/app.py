@@ -19,6 +19,7 @@ from elemento_storage.api.decode import UID_PATTERN, decode, header_list, parse_
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
 from elemento_storage.api.metrics import CONTENT_TYPE, Metrics
+from elemento_storage.api.migration_calls import MIGRATION_CALLS
 from elemento_storage.api.schemas import ClientRequest
 from elemento_storage.api.server_calls import SERVER_CALLS, job_answer
 from elemento_storage.api.sse import event_stream
@@ -43,7 +44,7 @@ from elemento_storage.service.services import Services
 
 log = logging.getLogger(__name__)
 
-CALLS: Final[tuple[Call[Any], ...]] = (*VOLUME_CALLS, *EXPORT_CALLS, *SERVER_CALLS)
+CALLS: Final[tuple[Call[Any], ...]] = (*VOLUME_CALLS, *EXPORT_CALLS, *MIGRATION_CALLS, *SERVER_CALLS)
 _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")
 _JSON: Final = "application/json"

@@ -188,6 +188,31 @@ class ExportsRequest(Request):
     volume_id: Uid | None = None
 
 
+Seconds = Annotated[float, Meta(gt=0, le=2_592_000, description="a number of seconds, at most 30 days")]
+Uids = Annotated[list[Uid], Meta(min_length=1, max_length=100, description="a list of 1 to 100 volume ids")]
+
+
+class PrepareRequest(Request):
+    """``livemigration/prepare``: one volume, or several together. ``deadline`` is in seconds from now."""
+
+    source: Uid
+    destination: Uid
+    volume_id: Uid | None = None
+    volume_ids: Uids | None = None
+    protocol: Protocol | None = None
+    readonly: bool | None = None
+    initiator: str | None = None
+    addresses: list[str] | None = None
+    deadline: Seconds = 3600
+
+
+class EndMigrationRequest(Request):
+    """``livemigration/revert`` and ``…/conclude``: the migration, by its id or by one of its volumes."""
+
+    migration: Uid | None = None
+    volume_id: Uid | None = None
+
+
 # -- answers -----------------------------------------------------------------------------------------------
 
 
@@ -430,6 +455,19 @@ class ExportsAnswer(Struct, kw_only=True):
 
     exports: list[ExportListAnswer]
     orphans: list[OrphanAnswer]
+
+
+class MigrationAnswer(Struct, kw_only=True):
+    """A live migration. ``exports`` are the destination's, one for each volume, while it is prepared."""
+
+    migration: str
+    state: str
+    volumes: list[str]
+    source: str
+    destination: str
+    deadline: str | None = None
+    overdue: bool = False
+    exports: list[ExportAnswer] = []
 
 
 class VersionAnswer(Struct, kw_only=True):

@@ -198,18 +198,26 @@ class Catalog:
         raise VolumeNotFound(volume_id)
 
     @contextlib.asynccontextmanager
-    async def hold(self, volume_id: str, check: Check, *, own_lock: LockRecord | None = None) -> AsyncIterator[Held]:
+    async def hold(
+        self,
+        volume_id: str,
+        check: Check,
+        *,
+        own_lock: LockRecord | None = None,
+        admit: LockRecord | None = None,
+    ) -> AsyncIterator[Held]:
         """Exclusive access to one volume, for a moment, against every other operation anywhere.
 
         ``check`` says whether the caller may; it is asked before anything about locks is given away. ``own_lock`` is
-        the lock file of the operation that asks. Raises VolumeNotFound, VolumeLocked, LocationUnavailable, and
-        what ``check`` raises.
+        the lock file of the operation that asks, and has to be there; ``admit`` is one that may be. Raises
+        VolumeNotFound, VolumeLocked, LocationUnavailable, and what ``check`` raises.
         """
         async with self._one_at_a_time.hold(volume_id):
             location, volume = await self.find(volume_id, check)
             require_writable(location)
             own_name = own_lock.file_name if own_lock else None
-            if any(name != own_name for name in volume.locks):
+            admitted = {own_name, admit.file_name if admit else None}
+            if not admitted.issuperset(volume.locks):
                 # Before the guard: whoever holds it for long holds a lock too, and that is the better answer.
                 await self._require_resolvable(location, volume)
             async with self.guard(location, volume_id):
@@ -217,7 +225,7 @@ class Catalog:
                 if settled is None:
                     raise VolumeNotFound(volume_id)
                 check(settled)
-                if any(name != own_name for name in settled.locks):
+                if not admitted.issuperset(settled.locks):
                     settled = await self._resolve_locks(location, settled)
                 if own_name is not None and own_name not in settled.locks:
                     raise VolumeLocked("the operation's lock file was taken away: it stops before it changes anything")

@@ -4,6 +4,7 @@ The marker is the journal: it is written before anything is served and removed a
 crash leaves in between is put right by the reconciler, by the same ``settle`` as here.
 """
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -31,7 +32,7 @@ from elemento_storage.errors import (
 )
 from elemento_storage.exports.attach import GuestDisk
 from elemento_storage.exports.base import Endpoint
-from elemento_storage.exports.publisher import Publisher, Settled
+from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Orphan, Reconciler, Wanted
 from elemento_storage.exports.record import PATH_OF, ExportRecord, Protocol, client_of, new_secret
 from elemento_storage.faultpoints import reached
@@ -97,17 +98,17 @@ class Exporting:
             if known is not None and known.record in own:
                 assert known.record is not None
                 require_same(known.record, options)
-                settled = await self._serve(held, own, known.record)
+                await self._serve(held, own, known.record)
             else:
                 self._require_exportable(held, client, markers, known)
                 record = self.new_record(held.volume, client, options, own)
                 require_one_path(record, own)
                 await self.check_image(held, own)
-                settled = await self._add(held, own, record)
+                await self.add(held, own, record)
                 known = Marker(marker_name(client, volume_id), client, record, fresh=True)
             volume = await held.reload()
             assert known.record is not None
-            return self.view(volume, known, settled)
+            return self.view(volume, known)
 
     def _require_exportable(self, held: Held, client: str, markers: list[Marker], known: Marker | None) -> None:
         meta = held.volume.meta
@@ -175,19 +176,23 @@ class Exporting:
                 findings={"corruptions": findings.corruptions, "leaks": findings.leaks},
             )
 
-    async def _add(self, held: Held, own: list[ExportRecord], record: ExportRecord) -> Settled:
+    def changing(self, volume_id: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Held around every change of a volume's exports."""
+        return self._publisher.changing(volume_id)
+
+    async def add(self, held: Held, own: list[ExportRecord], record: ExportRecord) -> None:
+        """Record an export and serve it; nothing is left of it when that fails. Raises ExportFailed …"""
         place, name = held.place, marker_name(record.client, record.volume_id)
         async with Reverter() as revert:
             with os_errors(held.location):
                 await place.disk.run(write_marker, place.directory, name, record.encode())
                 revert.add(lambda: place.disk.run(remove_marker, place.directory, name))
             revert.add(lambda: self._publisher.settle(self.source(held), own))
-            settled = await self._serve(held, [*own, record], record)
+            await self._serve(held, [*own, record], record)
             revert.commit()
         reached("export.served")
-        return settled
 
-    async def _serve(self, held: Held, records: Sequence[ExportRecord], record: ExportRecord) -> Settled:
+    async def _serve(self, held: Held, records: Sequence[ExportRecord], record: ExportRecord) -> None:
         """Serve, and use the one export as its client would before anybody is told that it works."""
         settled = await self._publisher.settle(self.source(held), records)
         if record.export_id in settled.failures:
@@ -199,7 +204,6 @@ class Exporting:
         if failure is not None:
             raise failure
         self._reconciler.watch()
-        return settled
 
     # -- unexport ------------------------------------------------------------------------------------------
 
@@ -267,7 +271,7 @@ class Exporting:
                 if not volume.markers:
                     continue
                 found += [
-                    self.view(volume, marker, None)
+                    self.view(volume, marker)
                     for marker in await self._markers.read(location, volume)
                     if actor.client is None or actor.client in (volume.meta.creator_id, marker.client)
                 ]
@@ -285,7 +289,7 @@ class Exporting:
         """A volume as its engine needs it."""
         return source_of(self._core, location, volume)
 
-    def view(self, volume: Volume, marker: Marker, settled: Settled | None) -> ExportView:
+    def view(self, volume: Volume, marker: Marker) -> ExportView:
         """An export as its callers see it."""
         record = marker.record
         here = record is not None and record.server == self._markers.server_id

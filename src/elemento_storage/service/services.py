@@ -6,6 +6,7 @@ from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.migration import Migrating
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.volumes import Volumes
 
@@ -19,4 +20,5 @@ class Services:
     resizing: Resizing
     converting: Converting
     exporting: Exporting
+    migrating: Migrating
     idempotency: IdempotencyKeys
