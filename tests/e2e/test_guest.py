@@ -12,7 +12,7 @@ import pytest
 
 from tests.guest.build import BOOT_DISK_AREA, Images, images
 from tests.guest.chain import BLOCK, ChainReport, read_volume, verify_chain, verify_pattern
-from tests.guest.vm import Guest, Orders
+from tests.guest.vm import Guest, MigrationFailed, Orders
 
 VOLUME_BYTES = 16 << 20
 
@@ -166,6 +166,22 @@ async def test_moves_between_two_exports_of_one_volume(tmp_path: Path) -> None:
             assert source.complaints() + destination.complaints() == []
     subprocess.run(["qemu-img", "check", "-q", image], check=True)
     assert verify_chain(image, 600, image_format="qcow2") == ChainReport(600, ())
+
+
+async def test_goes_on_when_its_destination_dies(volume: Path, tmp_path: Path) -> None:
+    orders: Orders = {"mode": "count", "max": 300, "rate": 200, "every": 10}
+    async with (
+        Guest(tmp_path, file_disk(volume), orders, name="source") as source,
+        Guest(tmp_path, file_disk(volume), orders, name="destination", incoming=True) as destination,
+    ):
+        await source.wait_for(r"^COUNT 50 ")
+        await source.begin_migration(destination, bytes_per_s=1 << 20)
+        destination.kill()
+        with pytest.raises(MigrationFailed):
+            await source.finish_migration(destination)
+        await source.wait_for(r"^GUEST-DONE ioerr=0 badread=0$")
+        await source.wait_off()
+    assert verify_chain(volume, 300) == ChainReport(300, ())
 
 
 async def test_finds_a_destination_that_has_another_disk(volume: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
  *
  * It loads the modules /m/0, /m/1, ..., takes its orders from the SMBIOS OEM strings that begin with "guest."
  * (`-smbios type=11,value=guest.mode=count`: the same on every way to boot, and nothing on the disk changes),
- * or failing that from the kernel's command line, does one workload, tells on the console what came of it and powers off.
+ * or failing that from the kernel's command line, does one workload, tells on the console what came of it and powers
+ * off.
  *
  * A C program and not a shell: a record costs one write and one flush, not ten processes, so a guest under
  * emulation writes hundreds of records a second and boots without unpacking a busybox.
