@@ -15,17 +15,26 @@ fail() { say "$*"; exit 1; }
 packages=(python3 python3-venv util-linux qemu-utils tgt fuse3 samba samba-common-bin libnss-wrapper)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio smbclient gnutls-bin)
-    packages+=(qemu-system-x86 seabios libvirt-clients)
+    packages+=(qemu-system-x86 libvirt-clients gcc libc6-dev)
 fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk); fi
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 # QEMU 10: versions before it lose data in ways docs/operations.md lists.
-qemu_is_recent() { installed qemu-utils && dpkg --compare-versions "$(dpkg-query -W -f '${Version}' qemu-utils)" ge 1:10; }
+recent() { installed "$1" && dpkg --compare-versions "$(dpkg-query -W -f '${Version}' "$1")" ge 1:10; }
+qemu_is_recent() {
+    for package in "${packages[@]}"; do
+        case $package in qemu-*) recent "$package" || return 1 ;; esac
+    done
+}
 
 missing=()
-for package in "${packages[@]}"; do installed "$package" || missing+=("$package"); done
-qemu_is_recent || missing+=(qemu-utils)
+for package in "${packages[@]}"; do
+    case $package in
+    qemu-*) recent "$package" || missing+=("$package") ;;
+    *) installed "$package" || missing+=("$package") ;;
+    esac
+done
 
 if [ ${#missing[@]} -gt 0 ]; then
     as_root=()
