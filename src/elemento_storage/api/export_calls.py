@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from elemento_storage.api.call import Call, Context, Kind
 from elemento_storage.api.schemas import (
     ExportAnswer,
@@ -10,7 +12,9 @@ from elemento_storage.api.schemas import (
     ExportRequest,
     ExportsAnswer,
     ExportsRequest,
+    LimitsBody,
     OrphanAnswer,
+    PrepareRequest,
     UnexportAnswer,
     UnexportRequest,
 )
@@ -28,21 +32,15 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.exports.record import export_id
+from elemento_storage.exports.record import Limits, export_id
 from elemento_storage.model import TARGET_PREFIX
 from elemento_storage.service.exporting import ExportOptions, ExportView
 
 
 async def export(ctx: Context, request: ExportRequest) -> ExportAnswer:
     """Put a volume within reach of a client; the same again when it is already. It serves when the answer comes."""
-    options = ExportOptions(
-        protocol=request.protocol,
-        readonly=request.readonly,
-        initiator=request.initiator,
-        addresses=None if request.addresses is None else tuple(request.addresses),
-    )
     view = await ctx.services.exporting.export(
-        ctx.actor(request.client_uid), request.volume_id, request.client_uid, options
+        ctx.actor(request.client_uid), request.volume_id, request.client_uid, export_options(request)
     )
     return export_answer(view)
 
@@ -73,6 +71,17 @@ async def exports(ctx: Context, request: ExportsRequest) -> ExportsAnswer:
     )
 
 
+def export_options(request: ExportRequest | PrepareRequest) -> ExportOptions:
+    """How something shall be exported."""
+    return ExportOptions(
+        protocol=request.protocol,
+        readonly=request.readonly,
+        initiator=request.initiator,
+        addresses=None if request.addresses is None else tuple(request.addresses),
+        limits=None if request.limits is None else msgspec.convert(request.limits, Limits, from_attributes=True),
+    )
+
+
 def export_answer(view: ExportView) -> ExportAnswer:
     """An export as its client needs it."""
     assert view.record is not None
@@ -89,8 +98,13 @@ def export_answer(view: ExportView) -> ExportAnswer:
         prepare=list(view.endpoint.prepare),
         qemu=list(view.endpoint.qemu),
         libvirt=view.endpoint.libvirt,
+        limits=_limits(view.record.limits),
         migration=view.record.migration,
     )
+
+
+def _limits(limits: Limits) -> LimitsBody:
+    return msgspec.convert(limits, LimitsBody, from_attributes=True)
 
 
 def _listed(view: ExportView) -> ExportListAnswer:
@@ -109,6 +123,7 @@ def _listed(view: ExportView) -> ExportListAnswer:
         endpoint=dict(address),
         host=record.host if record else None,
         created=record.created if record else None,
+        limits=_limits(record.limits) if record else None,
         migration=record.migration if record else None,
         state=state,
         reason=status.reason if status else None,

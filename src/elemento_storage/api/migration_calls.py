@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from elemento_storage.api.call import Call, Context, Kind
-from elemento_storage.api.export_calls import export_answer
+from elemento_storage.api.export_calls import export_answer, export_options
 from elemento_storage.api.schemas import EndMigrationRequest, MigrationAnswer, Nothing, PrepareRequest
 from elemento_storage.errors import (
     ExportFailed,
@@ -20,7 +20,6 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.service.exporting import ExportOptions
 from elemento_storage.service.migration import EndedMigration, Migration
 
 
@@ -36,14 +35,8 @@ async def prepare(ctx: Context, request: PrepareRequest) -> MigrationAnswer:
         raise MissingKey("volume_id")
     if request.source == request.destination:
         raise InvalidValue("'destination' is the source: a migration needs two clients", key="destination")
-    options = ExportOptions(
-        protocol=request.protocol,
-        readonly=request.readonly,
-        initiator=request.initiator,
-        addresses=None if request.addresses is None else tuple(request.addresses),
-    )
     prepared = await ctx.services.migrating.prepare(
-        ctx.actor(None), volume_ids, request.source, request.destination, options, request.deadline
+        ctx.actor(None), volume_ids, request.source, request.destination, export_options(request), request.deadline
     )
     answer = _answer(prepared.migration)
     answer.exports = [export_answer(view) for view in prepared.exports]

@@ -163,6 +163,23 @@ class RevisionsRequest(Request):
     client_uid: Uid | None = None
 
 
+Limit = Annotated[int, Meta(ge=0, le=10**15, description="a whole number, at most 10^15; 0 is no limit")]
+
+
+class LimitsBody(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an export may use, per second. ``iops`` and ``bps`` are totals; a burst may last ``burst_seconds``."""
+
+    iops: Limit = 0
+    iops_read: Limit = 0
+    iops_write: Limit = 0
+    iops_burst: Limit = 0
+    bps: Limit = 0
+    bps_read: Limit = 0
+    bps_write: Limit = 0
+    bps_burst: Limit = 0
+    burst_seconds: Annotated[int, Meta(ge=1, le=3600, description="a whole number from 1 to 3600")] = 1
+
+
 class ExportRequest(Request):
     """``export``: put a volume within reach of a client."""
 
@@ -172,6 +189,7 @@ class ExportRequest(Request):
     readonly: bool | None = None
     initiator: str | None = None
     addresses: list[str] | None = None
+    limits: LimitsBody | None = None
 
 
 class UnexportRequest(Request):
@@ -203,6 +221,7 @@ class PrepareRequest(Request):
     readonly: bool | None = None
     initiator: str | None = None
     addresses: list[str] | None = None
+    limits: LimitsBody | None = None
     deadline: Seconds = 3600
 
 
@@ -407,6 +426,7 @@ class ExportAnswer(Struct, kw_only=True):
     prepare: list[str]
     qemu: list[str]
     libvirt: str
+    limits: LimitsBody
     migration: str | None
 
 
@@ -431,6 +451,7 @@ class ExportListAnswer(Struct, kw_only=True):
     endpoint: dict[str, Any]
     host: str | None
     created: str | None
+    limits: LimitsBody | None
     migration: str | None
     state: str
     reason: str | None

@@ -205,3 +205,16 @@ class StorageDaemon:
             if asyncio.get_running_loop().time() > deadline:
                 raise ExportFailed("an export does not close: a request in it hangs in the file system")
             await asyncio.sleep(0.002)
+
+    async def remove_node(self, name: str) -> None:
+        """Close a node whose export is gone; the export may hold it a moment longer than it is listed."""
+        deadline = asyncio.get_running_loop().time() + _END_S
+        while True:
+            try:
+                await self.execute("blockdev-del", {"node-name": name})
+            except ExportFailed as error:
+                if "in use" not in str(error) or asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.002)
+            else:
+                return

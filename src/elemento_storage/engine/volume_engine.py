@@ -22,7 +22,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -38,6 +38,14 @@ _FIXED_NODE: Final = "fixed"
 _VIEW_EXPORT: Final = "view"
 _EXPORT: Final = "export-"  # QEMU's ids begin with a letter
 _BRIDGE_EXPORT: Final = "bridge-"  # the same for an export that the bridge is the client of
+_GROUP: Final = "limits-"
+_NODE_KEY: Final = 24  # of an export's id: QEMU's node names have at most 31 characters
+_NO_LIMITS: Final = {
+    f"{unit}-{direction}{burst}": 0
+    for unit in ("iops", "bps")
+    for direction in ("total", "read", "write")
+    for burst in ("", "-max")
+}
 _PROBE_S: Final = 5.0
 _SIZE_S: Final = 5.0
 _UNMOUNT_LIMITS: Final = process.Limits(timeout_s=10.0)
@@ -80,6 +88,7 @@ class NbdExport:
     transport: Transport
     host: str = ""
     port: int = 0
+    limits: Mapping[str, int] = field(default_factory=dict)  #: ThrottleLimits of the QMP reference
 
 
 class VolumeEngine:
@@ -90,6 +99,7 @@ class VolumeEngine:
         self.volume_id = volume_id
         self.daemon = StorageDaemon(directory)
         self._bridge = StorageDaemon(f"{directory}/bridge")
+        self._limits: dict[str, tuple[int | None, Mapping[str, int]]] = {}  # as last set, in the daemon of that pid
 
     @property
     def socket_path(self) -> str:
@@ -135,26 +145,54 @@ class VolumeEngine:
             first = (by_transport.get(Transport.TCP) or by_transport[Transport.UNIX])[0]
             listener = await self._listen(self.daemon, first)
         own = by_transport.pop(listener.transport, [])
-        names = {f"{_EXPORT}{export.export_id}": (export.name, export.writable) for export in own}
+        names = {f"{_EXPORT}{export.export_id}": export for export in own}
         for others in by_transport.values():
-            for export in others:
-                names[f"{_BRIDGE_EXPORT}{export.export_id}"] = (export.name, export.writable)
-        await self._set_exports(self.daemon, names)
+            names |= {f"{_BRIDGE_EXPORT}{export.export_id}": export for export in others}
+        await self._set_exports(names)
         if not by_transport:
             await self._bridge.stop()
             return
         [bridged] = by_transport.values()
-        await self._serve_bridged(source, listener, bridged)
+        await self._serve_bridged(listener, bridged)
 
-    async def _set_exports(self, daemon: StorageDaemon, wanted: Mapping[str, tuple[str, bool]]) -> None:
-        present = await daemon.exports()
-        for export_id in present - wanted.keys():
-            await daemon.remove_export(export_id)
-        for export_id in wanted.keys() - present:
-            name, writable = wanted[export_id]
-            await daemon.add_nbd(export_id, name, writable=writable)
+    async def _set_exports(self, wanted: Mapping[str, NbdExport]) -> None:
+        present = await self.daemon.exports()
+        for name in present - wanted.keys():
+            await self._remove_limited(name)
+        for name, export in wanted.items():
+            await self._limit(name.partition("-")[2], export.limits, is_new=name not in present)
+            if name not in present:
+                node = _limit_node(export.export_id)
+                await self.daemon.add_nbd(name, export.name, node=node, writable=export.writable)
 
-    async def _serve_bridged(self, source: Source, listener: Listener, wanted: list[NbdExport]) -> None:
+    async def _remove_limited(self, name: str) -> None:
+        await self.daemon.remove_export(name)
+        await self._unlimit(name.partition("-")[2])
+
+    # -- limits --------------------------------------------------------------------------------------------
+
+    async def _limit(self, key: str, limits: Mapping[str, int], *, is_new: bool) -> None:
+        """Have a throttle node above the volume, with these limits. Without any it costs nothing measurable."""
+        node, group = _limit_node(key), f"{_GROUP}{key}"
+        if is_new:
+            await self._unlimit(key)
+            await self.daemon.execute("object-add", {"qom-type": "throttle-group", "id": group, "limits": limits})
+            options = {"driver": "throttle", "node-name": node, "throttle-group": group, "file": VOLUME_NODE}
+            await self.daemon.execute("blockdev-add", options)
+        elif self._limits.get(key) != (self.daemon.pid, limits):
+            # All that are not named are zero, which is none.
+            await self.daemon.execute(
+                "qom-set", {"path": f"/objects/{group}", "property": "limits", "value": {**_NO_LIMITS, **limits}}
+            )
+        self._limits[key] = (self.daemon.pid, dict(limits))
+
+    async def _unlimit(self, key: str) -> None:
+        self._limits.pop(key, None)
+        if await self.daemon.has_node(_limit_node(key)):
+            await self.daemon.remove_node(_limit_node(key))
+            await self.daemon.execute("object-del", {"id": f"{_GROUP}{key}"})
+
+    async def _serve_bridged(self, listener: Listener, wanted: list[NbdExport]) -> None:
         server = self._address(listener)
         if self._bridge.pid is None:
             await self._bridge.start(BlockNode((), read_only=True))
@@ -163,12 +201,12 @@ class VolumeEngine:
         names = {f"{_EXPORT}{export.export_id}": export for export in wanted}
         for export_id in present - names.keys():
             await self._bridge.remove_export(export_id)
-            await self._bridge.execute("blockdev-del", {"node-name": export_id})
+            await self._bridge.remove_node(_remote_node(export_id))
         for export_id in names.keys() - present:
             export = names[export_id]
-            layer = nbd_layer(export_id, server, export.name, read_only=not export.writable)
+            layer = nbd_layer(_remote_node(export_id), server, export.name, read_only=not export.writable)
             await self._bridge.execute("blockdev-add", layer)
-            await self._bridge.add_nbd(export_id, export.name, node=export_id, writable=export.writable)
+            await self._bridge.add_nbd(export_id, export.name, node=_remote_node(export_id), writable=export.writable)
 
     def _listener(self, daemon: StorageDaemon) -> Listener | None:
         try:
@@ -217,10 +255,10 @@ class VolumeEngine:
         own = f"{_EXPORT}{export_id}"
         if self._bridge.pid is not None and own in await self._bridge.exports():
             await self._bridge.remove_export(own)
-            await self._bridge.execute("blockdev-del", {"node-name": own})
+            await self._bridge.remove_node(_remote_node(own))
         if self.daemon.pid is not None:
-            for name in (f"{_BRIDGE_EXPORT}{export_id}", own):
-                await self.daemon.remove_export(name)
+            for name in {f"{_BRIDGE_EXPORT}{export_id}", own} & await self.daemon.exports():
+                await self._remove_limited(name)
 
     async def probe_nbd(self, export: NbdExport) -> NbdAnswer:
         """Read from an export as its client would. Raises ExportFailed."""
@@ -230,10 +268,11 @@ class VolumeEngine:
 
     # -- the file path -------------------------------------------------------------------------------------
 
-    async def show_file(self, source: Source, *, plain: bool, everybody: bool) -> str:
+    async def show_file(self, source: Source, *, plain: bool, everybody: bool, limits: Mapping[str, int]) -> str:
         """A path to a file that holds what a guest sees. It changes when what is behind it has changed.
 
-        ``plain``: a raw image may be given away itself. ``everybody``: programs of other users may open it.
+        ``plain``: a raw image may be given away itself. ``everybody``: programs of other users may open it. ``limits``
+        are those of the file, however many use it.
         """
         await self.start(source)
         viewed = _VIEW_EXPORT in await self.daemon.exports()
@@ -241,6 +280,7 @@ class VolumeEngine:
             return self._link(f"lun-0-{os.stat(source.plain_file).st_size}", source.plain_file)
         pid = self.daemon.pid
         view = f"{self.directory}/view-{pid}"
+        await self._limit(_VIEW_EXPORT, limits, is_new=not viewed)
         if not viewed:
             await self._show_view(source, view, everybody=everybody)
         size_bytes = await self.daemon.size_bytes(_FIXED_NODE)
@@ -249,9 +289,8 @@ class VolumeEngine:
 
     async def _show_view(self, source: Source, view: str, *, everybody: bool) -> None:
         # A raw node of a fixed size: QEMU's FUSE export lets a client truncate the image, this node does not.
-        if not await self.daemon.has_node(_FIXED_NODE):
-            size_bytes = await self.daemon.size_bytes()
-            await self.daemon.execute("blockdev-add", _fixed(size_bytes, read_only=source.node.read_only))
+        size_bytes = await self.daemon.size_bytes()
+        await self.daemon.execute("blockdev-add", _fixed(size_bytes, read_only=source.node.read_only))
         os.close(os.open(view, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         writable = not source.node.read_only
         await self.daemon.add_fuse(_VIEW_EXPORT, view, node=_FIXED_NODE, writable=writable, everybody=everybody)
@@ -286,8 +325,8 @@ class VolumeEngine:
             return
         # An NBD export forbids a resize (its protocol has no way to tell). They are added again by whoever wants them.
         await self._bridge.stop()
-        for export_id in present:
-            await self.daemon.remove_export(export_id)
+        for name in present:
+            await self._remove_limited(name)
         await self.daemon.execute("block_resize", {"node-name": VOLUME_NODE, "size": size_bytes})
 
 
@@ -304,11 +343,19 @@ def _fixed(size_bytes: int | None, *, read_only: bool) -> dict[str, object]:
     options: dict[str, object] = {
         "driver": "raw",
         "node-name": _FIXED_NODE,
-        "file": VOLUME_NODE,
+        "file": _limit_node(_VIEW_EXPORT),
         "discard": "unmap",
         "read-only": read_only,
     }
     return options if size_bytes is None else {**options, "size": size_bytes}
+
+
+def _limit_node(key: str) -> str:
+    return f"limit-{key[:_NODE_KEY]}"
+
+
+def _remote_node(export_name: str) -> str:
+    return f"remote-{export_name.partition('-')[2][:_NODE_KEY]}"
 
 
 def mounts_below(directory: str) -> list[str]:

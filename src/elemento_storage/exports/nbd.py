@@ -24,6 +24,7 @@ def nbd_export(record: ExportRecord, host: str) -> NbdExport:
         transport=transport,
         host=host,
         port=record.port,
+        limits=record.limits.throttle_limits(),
     )
 
 

@@ -116,7 +116,9 @@ class Publisher:
             return Attachment(engine, source)
         # smbd serves as the user who logged in, and its writers and tgtd's have to go through one and the same file.
         with_smb = any(record.protocol is Protocol.SMB for record in records)
-        return Attachment(engine, source, await engine.show_file(source, plain=not with_smb, everybody=with_smb))
+        limits = records[0].limits.throttle_limits()
+        path = await engine.show_file(source, plain=not with_smb and not limits, everybody=with_smb, limits=limits)
+        return Attachment(engine, source, path)
 
     def _read_state(self, volume_id: str) -> ServedVolume | None:
         try:

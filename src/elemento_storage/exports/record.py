@@ -41,6 +41,53 @@ PATH_OF: Final = {
 }
 
 
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a client may use, per second; 0 is no limit. A ``…_burst`` may be used for ``burst_seconds``.
+
+    QEMU takes either the total or reads and writes apart, not both (QMP reference, ThrottleLimits).
+    """
+
+    iops: int = 0
+    iops_read: int = 0
+    iops_write: int = 0
+    iops_burst: int = 0
+    bps: int = 0
+    bps_read: int = 0
+    bps_write: int = 0
+    bps_burst: int = 0
+    burst_seconds: int = 1
+
+    def throttle_limits(self) -> dict[str, int]:
+        """The same as QEMU's ThrottleLimits."""
+        found: dict[str, int] = {}
+        for unit, total, read, write, burst in (
+            ("iops", self.iops, self.iops_read, self.iops_write, self.iops_burst),
+            ("bps", self.bps, self.bps_read, self.bps_write, self.bps_burst),
+        ):
+            for direction, value in (("total", total), ("read", read), ("write", write)):
+                if value:
+                    found[f"{unit}-{direction}"] = value
+                    if burst:
+                        found[f"{unit}-{direction}-max"] = max(burst, value)
+                        found[f"{unit}-{direction}-max-length"] = self.burst_seconds
+        return found
+
+    @property
+    def problem(self) -> str | None:
+        """Why they cannot be."""
+        for unit, total, apart, burst in (
+            ("iops", self.iops, self.iops_read or self.iops_write, self.iops_burst),
+            ("bps", self.bps, self.bps_read or self.bps_write, self.bps_burst),
+        ):
+            if total and apart:
+                return f"'{unit}' together with '{unit}_read' or '{unit}_write': give the total or the parts"
+            if burst and not (total or apart):
+                return f"'{unit}_burst' without a limit that it exceeds"
+            if burst and burst < max(total, apart):
+                return f"'{unit}_burst' is less than the limit itself"
+        return None
+
+
 class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One volume made reachable for one client over one protocol."""
 
@@ -56,6 +103,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     secret: str = ""
     port: int = 0  #: of an NBD server of its own
+    limits: Limits = Limits()
     migration: str | None = None  #: the live migration that this export is bound to
 
     @property

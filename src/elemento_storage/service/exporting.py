@@ -10,8 +10,10 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from elemento_storage.catalog.catalog import Held
 from elemento_storage.catalog.location import Location
@@ -34,7 +36,7 @@ from elemento_storage.exports.attach import GuestDisk
 from elemento_storage.exports.base import Endpoint
 from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Orphan, Reconciler, Wanted
-from elemento_storage.exports.record import PATH_OF, ExportRecord, Protocol, client_of, new_secret
+from elemento_storage.exports.record import PATH_OF, ExportRecord, Limits, PathKind, Protocol, client_of, new_secret
 from elemento_storage.faultpoints import reached
 from elemento_storage.feed import Feed
 from elemento_storage.model import Volume, VolumeFormat, marker_name, utc_now
@@ -58,6 +60,7 @@ class ExportOptions:
     readonly: bool | None = None
     initiator: str | None = None
     addresses: tuple[str, ...] | None = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,32 @@ class Exporting:
             if known is not None and known.record in own:
                 assert known.record is not None
                 require_same(known.record, options)
-                await self._serve(held, own, known.record)
+                record = known.record
+                if options.limits is not None and options.limits != record.limits:
+                    record = await self._set_limits(held, own, record, options.limits)
+                    known = replace(known, record=record)
+                await self._serve(held, [record if one.client == client else one for one in own], record)
             else:
                 self._require_exportable(held, client, markers, known)
                 record = self.new_record(held.volume, client, options, own)
                 require_one_path(record, own)
+                require_shared_limits(record, own)
                 await self.check_image(held, own)
                 await self.add(held, own, record)
                 known = Marker(marker_name(client, volume_id), client, record, fresh=True)
             volume = await held.reload()
             assert known.record is not None
             return self.view(volume, known)
+
+    async def _set_limits(
+        self, held: Held, own: Sequence[ExportRecord], record: ExportRecord, limits: Limits
+    ) -> ExportRecord:
+        changed: ExportRecord = msgspec.structs.replace(record, limits=limits)
+        require_shared_limits(changed, [one for one in own if one != record])
+        place, name = held.place, marker_name(record.client, record.volume_id)
+        with os_errors(held.location):
+            await place.disk.run(write_marker, place.directory, name, changed.encode())
+        return changed
 
     def _require_exportable(self, held: Held, client: str, markers: list[Marker], known: Marker | None) -> None:
         meta = held.volume.meta
@@ -143,6 +161,7 @@ class Exporting:
             user=f"v{client_of(client, volume.volume_id)[:15]}" if with_credentials else "",
             secret=new_secret() if with_credentials else "",
             port=self._port(own) if protocol is Protocol.NBD else 0,
+            limits=options.limits or Limits(),
         )
 
     def _port(self, own: Sequence[ExportRecord]) -> int:
@@ -369,8 +388,20 @@ def require_one_path(record: ExportRecord, others: Sequence[ExportRecord]) -> No
             )
 
 
+def require_shared_limits(record: ExportRecord, others: Sequence[ExportRecord]) -> None:
+    """Raises ExportDiffers when exports that go through one file would have different limits."""
+    if PATH_OF[record.protocol] is PathKind.FILE and any(other.limits != record.limits for other in others):
+        raise ExportDiffers(
+            "over iscsi and smb the limits are those of the volume, and its other exports have different ones: "
+            "give the same 'limits', or use nbd",
+            key="limits",
+        )
+
+
 def check_options(options: ExportOptions) -> None:
     """Raises InvalidValue for what the protocol cannot do."""
+    if options.limits is not None and options.limits.problem:
+        raise InvalidValue(f"'limits': {options.limits.problem}", key="limits")
     protocol = options.protocol or Protocol.ISCSI
     if options.initiator is not None:
         if protocol is not Protocol.ISCSI:

@@ -45,6 +45,7 @@ from elemento_storage.service.exporting import (
     ExportView,
     check_options,
     require_one_path,
+    require_shared_limits,
 )
 from elemento_storage.undo import Reverter
 
@@ -219,13 +220,16 @@ class Migrating:
             present = next((record for record in own if record.client == migration.destination), None)
             if present is not None and present.migration != migration.migration_id:
                 raise MigrationConflict("the volume is exported to the destination already", volume_id=volume_id)
-            chosen = replace(options, protocol=options.protocol or source.protocol)
+            chosen = replace(
+                options, protocol=options.protocol or source.protocol, limits=options.limits or source.limits
+            )
             record = present or msgspec.structs.replace(
                 self._exporting.new_record(held.volume, migration.destination, chosen, own),
                 migration=migration.migration_id,
                 readonly=source.readonly or bool(options.readonly),
             )
             require_one_path(record, own)
+            require_shared_limits(record, own)
             require_presence(held.location)
             revert.add(lambda: self._take_back(migration, volume_id))
             with os_errors(held.location):
