@@ -106,7 +106,9 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
 
 async def test_every_metric_is_in_the_table(tmp_path: Path) -> None:
     server = Server(Settings(root=str(tmp_path), state_dir=str(tmp_path / "state")))
-    exposed = (await Metrics(server.services.core).text()).decode()
+    exposed = (
+        await Metrics(server.services.core, server.services.exporting, server.services.migrating).text()
+    ).decode()
     endings = {"counter": "_total", "info": "_info"}
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", exposed, flags=re.MULTILINE))
     rows = first_cells(page("operations.md").partition("## Metrics")[2].partition("\n## ")[0])

@@ -58,7 +58,7 @@ class Api:
         self._services = services
         self._core = services.core
         self._authenticator = authenticator
-        self._metrics = Metrics(services.core)
+        self._metrics = Metrics(services.core, services.exporting, services.migrating)
         self._calls = {path: call for call in CALLS for path in (call.path, *call.aliases)}
         self._schema = openapi.document(CALLS, _STREAMS, _BASE)
         self.stopping = asyncio.Event()

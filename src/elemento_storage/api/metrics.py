@@ -14,6 +14,8 @@ from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.placement import Space, read_space
 from elemento_storage.disk import within
 from elemento_storage.service.core import Core
+from elemento_storage.service.exporting import Exporting
+from elemento_storage.service.migration import Migrating
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -21,13 +23,15 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics:
     """Counters of requests, and the state of the catalog at the time of asking."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, exporting: Exporting, migrating: Migrating) -> None:
         self._core = core
         self._registry = CollectorRegistry()
         self._counters: dict[tuple[str, int], Counter] = {}  # looking a child up costs more than counting
         self._histograms: dict[str, Histogram] = {}
         self._catalog = _CatalogCollector(core)
+        self._exports = _ExportsCollector(exporting, migrating)
         self._registry.register(self._catalog)
+        self._registry.register(self._exports)
         self.requests = Counter(
             "elemento_storage_requests", "Requests answered", ["call", "status"], registry=self._registry
         )
@@ -53,6 +57,7 @@ class Metrics:
     async def text(self) -> bytes:
         """The exposition."""
         await self._catalog.look()
+        await self._exports.look()
         return bytes(generate_latest(self._registry))  # type: ignore[no-untyped-call]
 
 
@@ -106,3 +111,54 @@ class _CatalogCollector(Collector):
         revision = GaugeMetricFamily("elemento_storage_revision", "The newest revision")
         revision.add_metric([], self._core.feed.revision)
         yield revision
+
+
+class _ExportsCollector(Collector):
+    def __init__(self, exporting: Exporting, migrating: Migrating) -> None:
+        self._exporting = exporting
+        self._migrating = migrating
+        self._prepared = 0
+        self._overdue = 0
+
+    async def look(self) -> None:
+        under_way = await self._migrating.under_way()
+        self._prepared, self._overdue = len(under_way), sum(one.overdue for one in under_way)
+
+    def collect(self) -> Iterable[Metric]:
+        prefix = "elemento_storage_export"
+        labels = ["volume", "client", "protocol"]
+        families = {
+            name: GaugeMetricFamily(f"{prefix}_{name}", text, labels=labels)
+            for name, text in {
+                "up": "1 if the export was used successfully at the last look",
+                "probe_seconds": "How long reading a sector took at the last look",
+                "sessions": "Connections that are open, where the protocol tells",
+                "session_read_bytes": "Bytes read by the sessions that are open, where the protocol tells",
+                "session_written_bytes": "Bytes written by the sessions that are open, where the protocol tells",
+                "repairs": "How often the export had to be mended since this process started",
+            }.items()
+        }
+        for record, status in self._exporting.watched():
+            one = [record.volume_id, record.client, record.protocol.value]
+            families["up"].add_metric(one, int(status.healthy))
+            families["repairs"].add_metric(one, status.repairs)
+            for name, value in (
+                ("sessions", status.presence.sessions),
+                ("session_read_bytes", status.presence.read_bytes),
+                ("session_written_bytes", status.presence.written_bytes),
+                ("probe_seconds", status.latency_s),
+            ):
+                if value is not None:
+                    families[name].add_metric(one, value)
+        yield from families.values()
+        for name, text, value in (
+            ("elemento_storage_orphans", "What was served at the last look although nobody asked", self._orphans()),
+            ("elemento_storage_migrations", "Live migrations that are not over", self._prepared),
+            ("elemento_storage_migrations_overdue", "Live migrations past their deadline", self._overdue),
+        ):
+            gauge = GaugeMetricFamily(name, text)
+            gauge.add_metric([], value)
+            yield gauge
+
+    def _orphans(self) -> int:
+        return len(self._exporting.orphans())

@@ -506,6 +506,7 @@ class HealthAnswer(Struct, kw_only=True):
     problems: list[str]
     locations: int | None
     volumes: int | None
+    exports: int | None
     running_jobs: int | None
 
 

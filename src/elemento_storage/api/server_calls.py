@@ -129,12 +129,13 @@ async def version(ctx: Context, request: Nothing) -> VersionAnswer:
 async def health(ctx: Context, request: Nothing) -> HealthAnswer:
     """Whether all is well, and what is not, in words."""
     catalog = ctx.services.core.catalog
-    problems = await health_problems(ctx.services.core)
+    problems = await health_problems(ctx.services.core, ctx.services.exporting, ctx.services.migrating)
     return HealthAnswer(
         status="degraded" if problems else "ok",
         problems=problems if ctx.caller.admin else [],
         locations=len(catalog.locations.answering()) if ctx.caller.admin else None,
         volumes=sum(len(one.entries) for one in catalog.locations.answering()) if ctx.caller.admin else None,
+        exports=len(ctx.services.exporting.watched()) if ctx.caller.admin else None,
         running_jobs=ctx.services.core.jobs.running_count() if ctx.caller.admin else None,
     )
 

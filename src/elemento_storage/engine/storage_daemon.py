@@ -21,7 +21,7 @@ from elemento_storage.errors import ExportFailed, ImageDamaged, ImageInUse
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S: Final = 10.0
+_ANSWER_S: Final = 5.0
 _START_S: Final = 10.0
 _END_S: Final = 10.0
 _LOG_KEPT: Final = 4096

@@ -240,6 +240,14 @@ class VolumeEngine:
             return {"type": "unix", "path": self.socket_path}
         return {"type": "inet", "host": listener.host, "port": str(listener.port)}
 
+    def address(self, transport: Transport) -> str | None:
+        """The path or port at which NBD is served over a transport; None when it is not."""
+        for daemon in (self.daemon, self._bridge):
+            listener = self._listener(daemon)
+            if listener is not None and listener.transport is transport:
+                return self.socket_path if transport is Transport.UNIX else str(listener.port)
+        return None
+
     async def nbd_exports(self) -> Mapping[str, Transport]:
         """Ids of the exports that clients can reach now, and where. Raises ExportFailed."""
         found: dict[str, Transport] = {}

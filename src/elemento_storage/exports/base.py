@@ -20,19 +20,20 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Presence:
-    """What a daemon says it serves: behind which file, to how many."""
+    """What a daemon says it serves: behind which file, to how many. None is what it does not tell."""
 
     path: str | None = None
-    sessions: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
+    sessions: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Probe:
-    """An export that was used just now, as a client would."""
+    """An export that was used just now, as a client would. ``sessions`` is None when only ``Presence`` tells."""
 
     latency_s: float
+    sessions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Exporter(TypingProtocol):
         ``engine`` is None for what belongs to no volume we know. Raises ExportFailed.
         """
 
-    async def published(self, engines: Mapping[str, VolumeEngine]) -> Mapping[str, Presence]:
-        """Export ids that are served now: asked, never remembered. Raises ExportFailed.
+    async def published(self) -> Mapping[str, Presence]:
+        """Export ids that the daemon of this protocol serves now: asked, never remembered. Raises ExportFailed.
 
-        ``engines`` are those of volumes that have an export of this protocol, by volume id.
+        Empty for a protocol that is served by the volumes' engines: ``publish`` and ``probe`` see to those.
         """
 
     async def probe(self, record: ExportRecord, attachment: Attachment) -> Probe:

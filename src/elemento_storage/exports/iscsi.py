@@ -156,7 +156,7 @@ class IscsiExporter:
                 return found
         return (await self._all()).get(name)
 
-    async def published(self, engines: Mapping[str, VolumeEngine]) -> Mapping[str, Presence]:
+    async def published(self) -> Mapping[str, Presence]:
         """See Exporter.published."""
         if self.tgtd.pid is None:
             return {}

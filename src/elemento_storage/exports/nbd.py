@@ -4,7 +4,11 @@ Each export is one of the volume's storage daemon, under the export's target nam
 QEMU's NBD server knows no addresses and no passwords: without TLS whoever reaches the port and knows the name gets in.
 """
 
+import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 from urllib.parse import quote
 
 from elemento_storage.engine.volume_engine import NbdExport, Transport, VolumeEngine
@@ -12,6 +16,9 @@ from elemento_storage.errors import ExportFailed
 from elemento_storage.exports.attach import GuestDisk, attribute, libvirt_disk, qemu_arguments
 from elemento_storage.exports.base import Attachment, Endpoint, Presence, Probe
 from elemento_storage.exports.record import ExportRecord, Protocol
+
+_TCP_ESTABLISHED: Final = "01"
+_UNIX_CONNECTED: Final = "03"
 
 
 def nbd_export(record: ExportRecord, host: str) -> NbdExport:
@@ -54,13 +61,9 @@ class NbdExporter:
         if engine is not None:
             await engine.remove_nbd(export_id)
 
-    async def published(self, engines: Mapping[str, VolumeEngine]) -> Mapping[str, Presence]:
+    async def published(self) -> Mapping[str, Presence]:
         """See Exporter.published."""
-        found: dict[str, Presence] = {}
-        for engine in engines.values():
-            served = await engine.nbd_exports()
-            found |= {one: Presence() for one, transport in served.items() if transport is self.transport}
-        return found
+        return {}
 
     async def probe(self, record: ExportRecord, attachment: Attachment) -> Probe:
         """See Exporter.probe."""
@@ -69,7 +72,14 @@ class NbdExporter:
             raise ExportFailed(
                 f"the export has {answer.size_bytes} bytes, the volume {attachment.source.size_bytes}: was it grown?"
             )
-        return Probe(answer.latency_s)
+        return Probe(answer.latency_s, await self._sessions(attachment.engine))
+
+    async def _sessions(self, engine: VolumeEngine) -> int | None:
+        served = [one for one, where in (await engine.nbd_exports()).items() if where is self.transport]
+        address = engine.address(self.transport)
+        if len(served) != 1 or address is None:
+            return None  # QEMU takes the connections of all exports at one address
+        return (await asyncio.to_thread(_connections))[address]
 
     def endpoint(self, record: ExportRecord, engine: VolumeEngine, disk: GuestDisk) -> Endpoint:
         """See Exporter.endpoint."""
@@ -128,3 +138,17 @@ class LocalExporter(NbdExporter):
             qemu=qemu_arguments(disk, blockdev),
             libvirt=libvirt_disk(disk, source),
         )
+
+
+def _connections() -> Counter[str]:
+    """Connections that are open, by the port or the path of the socket that took them (proc(5)). Blocks."""
+    found: Counter[str] = Counter()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError), open(table, encoding="ascii") as file:
+            for line in file.readlines()[1:]:
+                _, local, _, state = line.split()[:4]
+                found[str(int(local.rpartition(":")[2], 16))] += state == _TCP_ESTABLISHED
+    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.split() for line in file.readlines()[1:]]
+    found.update(words[7] for words in lines if len(words) > 7 and words[5] == _UNIX_CONNECTED)
+    return found

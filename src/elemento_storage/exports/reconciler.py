@@ -9,10 +9,12 @@ A volume whose location does not answer is left as it is: not to know is no reas
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from elemento_storage.catalog.catalog import Catalog
@@ -29,7 +31,8 @@ from elemento_storage.model import Volume, marker_name, utc_now, volume_id_of_di
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 32
+_STOP_S: Final = 5.0
 _GATHER_S: Final = 0.05  # daemons that die together are mended together
 
 
@@ -42,7 +45,14 @@ class ExportStatus:
     last_probe: str | None = None
     latency_s: float | None = None
     presence: Presence = field(default_factory=Presence)
+    seen_s: float = 0.0  #: monotonic time of the last look that succeeded
     repairs: int = 0  #: how often something had to be mended since this process started
+
+    def as_of_now(self, lease_s: float) -> "ExportStatus":
+        """The same, but that a success does not count for longer than the lease."""
+        if not self.healthy or time.monotonic() - self.seen_s <= lease_s:
+            return self
+        return replace(self, healthy=False, reason=f"it was not seen to work since {self.last_probe}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Reconciler:
         self._watched: dict[int, int] = {}  # pid → pidfd
         self._task: asyncio.Task[None] | None = None
         self._limit = asyncio.Semaphore(_AT_ONCE)
-        self._missing: set[str] = set()
+        self._tending: dict[str, asyncio.Task[None]] = {}
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -102,9 +112,11 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Leave everything as it is: clients notice nothing of a server that restarts."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = {*self._tending.values(), *([self._task] if self._task else [])}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_S)
         for pid in list(self._watched):
             self._unwatch(pid)
 
@@ -133,7 +145,14 @@ class Reconciler:
         present = await self._present()
         # After the daemons were asked: what they serve was written down before.
         served = await asyncio.to_thread(self._publisher.served)
-        await asyncio.gather(*(self._tend(wanted, present) for wanted in self.wanted.values()))
+        for volume_id, wanted in self.wanted.items():
+            if volume_id not in self._tending:
+                task = asyncio.create_task(self._tend(wanted, present), name=f"tend-{volume_id}")
+                self._tending[volume_id] = task
+                task.add_done_callback(functools.partial(self._tended, volume_id))
+        if self._tending:
+            # A daemon that hangs holds up its own volume and nothing else.
+            await asyncio.wait(set(self._tending.values()), timeout=self._settings.heartbeat)
         await self._withdraw_orphans(served, present)
         self._forget_old()
 
@@ -187,16 +206,14 @@ class Reconciler:
         """What the daemons serve; an error where they cannot be asked."""
         found: dict[Protocol, Mapping[str, Presence] | StorageError] = {}
         for protocol, exporter in self._publisher.exporters.items():
-            engines = {
-                one: self._publisher.engine(one)
-                for one, wanted in self.wanted.items()
-                if any(record.protocol is protocol for record in wanted.records)
-            }
             try:
-                found[protocol] = await exporter.published(engines)
+                found[protocol] = await exporter.published()
             except StorageError as error:
                 found[protocol] = error
         return found
+
+    def _tended(self, volume_id: str, _: asyncio.Task[None]) -> None:
+        self._tending.pop(volume_id, None)
 
     # -- one volume ----------------------------------------------------------------------------------------
 
@@ -230,7 +247,7 @@ class Reconciler:
             return
         wanted = Wanted(location, volume, records)
         source = self._source_of(location, volume)
-        if not self._publisher.engine(volume_id).pids or self._is_mending_needed(records, present):
+        if self._publisher.engine(volume_id).daemon.pid is None or self._is_mending_needed(records, present):
             log.warning("volume %s: bringing its exports back", volume_id)
             for record in records:
                 self._status(record).repairs += 1
@@ -254,7 +271,7 @@ class Reconciler:
     ) -> bool:
         for record in records:
             served = present[record.protocol]
-            if isinstance(served, StorageError) or record.export_id not in served:
+            if isinstance(served, StorageError) or (served and record.export_id not in served):
                 return True
         return False
 
@@ -272,6 +289,8 @@ class Reconciler:
             return error
         served = present.get(record.protocol)
         presence = served.get(record.export_id) if isinstance(served, Mapping) else None
+        if presence is None and probe.sessions is not None:
+            presence = Presence(sessions=probe.sessions)
         self._set(wanted, record, latency_s=probe.latency_s, presence=presence)
         return None
 
@@ -291,7 +310,7 @@ class Reconciler:
         was_healthy, before = status.healthy, status.reason
         status.healthy, status.reason = reason is None, reason
         if reason is None:
-            status.last_probe, status.latency_s = utc_now(), latency_s
+            status.last_probe, status.latency_s, status.seen_s = utc_now(), latency_s, time.monotonic()
         if presence is not None:
             status.presence = presence
         if status.healthy != was_healthy or (reason != before and not status.healthy):

@@ -296,6 +296,16 @@ class Exporting:
                 ]
         return found
 
+    def watched(self) -> list[tuple[ExportRecord, ExportStatus]]:
+        """What this server is to serve, and how it is."""
+        return [
+            (record, self._status(record)) for wanted in self._reconciler.wanted.values() for record in wanted.records
+        ]
+
+    def _status(self, record: ExportRecord) -> ExportStatus:
+        status = self._reconciler.status.get(record.export_id) or ExportStatus()
+        return status.as_of_now(self._core.settings.lease)
+
     def orphans(self) -> list[Orphan]:
         """What was served at the last look although nobody asked for it."""
         return self._reconciler.orphans
@@ -328,7 +338,7 @@ class Exporting:
             record=record,
             here=here,
             fresh=marker.fresh,
-            status=self._reconciler.status.get(record.export_id) if record is not None and here else None,
+            status=self._status(record) if record is not None and here else None,
             endpoint=endpoint,
         )
 

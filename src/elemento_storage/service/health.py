@@ -3,10 +3,36 @@
 from elemento_storage.catalog.placement import read_space
 from elemento_storage.disk import within
 from elemento_storage.service.core import Core
+from elemento_storage.service.exporting import Exporting
+from elemento_storage.service.migration import Migrating
 
 
-async def health_problems(core: Core) -> list[str]:
+async def health_problems(core: Core, exporting: Exporting, migrating: Migrating) -> list[str]:
     """Empty when all is well."""
+    return [
+        *await _location_problems(core),
+        *_export_problems(exporting),
+        *[
+            f"live migration {one.migration_id} of {', '.join(one.volumes)} is overdue: conclude or revert it"
+            for one in await migrating.under_way()
+            if one.overdue
+        ],
+    ]
+
+
+def _export_problems(exporting: Exporting) -> list[str]:
+    problems = [
+        f"volume {record.volume_id} is not served to {record.client} over {record.protocol}: {status.reason}"
+        for record, status in exporting.watched()
+        if not status.healthy
+    ]
+    return problems + [
+        f"{one.protocol or 'something'} served {one.name}, which no marker asks for; it is withdrawn"
+        for one in exporting.orphans()
+    ]
+
+
+async def _location_problems(core: Core) -> list[str]:
     locations = core.catalog.locations
     problems = []
     if locations.problem:
