@@ -29,6 +29,14 @@ class Auth(StrEnum):
     TOKENS = "tokens"
 
 
+class NbdTls(StrEnum):
+    """How NBD over TCP is protected."""
+
+    OFF = "off"
+    PSK = "psk"
+    X509 = "x509"
+
+
 def _setting(default: object, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
 
@@ -57,6 +65,12 @@ class Settings:
     )
     iscsi_port: int = _setting(3260, "the TCP port of the iSCSI portal")
     nbd_ports: str = _setting("10809-12808", "the TCP ports for NBD, FIRST-LAST; every exported volume takes one")
+    nbd_tls: NbdTls = _setting(
+        NbdTls.OFF, "off; psk: every NBD export over TCP has a key of its own; x509: clients show a certificate"
+    )
+    nbd_tls_dir: str = _setting(
+        "", "with nbd-tls x509: the directory of ca-cert.pem, server-cert.pem and server-key.pem"
+    )
     smb_port: int = _setting(4450, "the TCP port of the SMB server")
     overcommit: float = _setting(
         1.0, "a new volume may be this many times as large as the file system's free space; 0: any size"
@@ -206,6 +220,10 @@ def _validate_exports(settings: Settings) -> None:
         ipaddress.ip_address(settings.export_address)
     except ValueError:
         raise ConfigurationError(f"export-address is {settings.export_address!r}, it has to be an IP address") from None
+    if settings.nbd_tls is NbdTls.X509:
+        for name in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
+            if not os.path.isfile(os.path.join(settings.nbd_tls_dir, name)):
+                raise ConfigurationError(f"nbd-tls is x509, and nbd-tls-dir {settings.nbd_tls_dir!r} has no {name}")
     if not re.fullmatch(r"\d{1,5}(-\d{1,5})?", settings.nbd_ports, re.ASCII) or not settings.nbd_port_range:
         raise ConfigurationError(f"nbd-ports is {settings.nbd_ports!r}, it has to be FIRST-LAST")
     for port in (settings.iscsi_port, settings.smb_port, settings.nbd_port_range[0], settings.nbd_port_range[-1]):

@@ -24,7 +24,7 @@ from elemento_storage.errors import ConfigurationError, ToolMissing
 from elemento_storage.exports.base import Exporter
 from elemento_storage.exports.identity import server_identity
 from elemento_storage.exports.iscsi import IscsiExporter
-from elemento_storage.exports.nbd import LocalExporter, NbdExporter
+from elemento_storage.exports.nbd import LocalExporter, NbdExporter, NbdServerSettings
 from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Reconciler, Wanted
 from elemento_storage.exports.record import ExportRecord, Protocol
@@ -88,14 +88,15 @@ class Server:
         settings = self.settings
         host = settings.export_address
         probe_initiator = f"iqn.2004-10.cloud.elemento:probe:{secrets.token_hex(16)}"
+        nbd = NbdServerSettings(host, settings.nbd_tls, settings.nbd_tls_dir)
         exporters: dict[Protocol, Exporter] = {
             Protocol.ISCSI: IscsiExporter(
                 Tgtd(settings.run_dir, host, settings.iscsi_port), host, settings.iscsi_port, probe_initiator
             ),
-            Protocol.NBD: NbdExporter(host),
-            Protocol.LOCAL: LocalExporter(host),
+            Protocol.NBD: NbdExporter(nbd),
+            Protocol.LOCAL: LocalExporter(nbd),
         }
-        publisher = Publisher(settings.run_dir, exporters, host)
+        publisher = Publisher(settings.run_dir, exporters, nbd)
 
         def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
             announce_export(self.feed, wanted, record, status)

@@ -52,6 +52,23 @@ async def probe_nbd(
         raise ExportFailed(f"the NBD export cannot be reached: {error}") from error
 
 
+async def probe_greeting(host: str, port: int, *, timeout_s: float) -> None:
+    """Whether an NBD server listens there at all. Raises ExportFailed."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                greeting = await reader.readexactly(len(_MAGIC))
+            finally:
+                writer.close()
+    except TimeoutError as error:
+        raise ExportFailed(f"the NBD server does not answer within {timeout_s:g} s") from error
+    except (OSError, EOFError) as error:
+        raise ExportFailed(f"the NBD server cannot be reached: {error}") from error
+    if greeting != _MAGIC:
+        raise ExportFailed("what listens there is no NBD server")
+
+
 async def _probe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> NbdAnswer:
     greeting = await reader.readexactly(18)
     if greeting[:16] != _MAGIC:

@@ -30,12 +30,12 @@ def find() -> str:
 _versions: dict[tuple[str, int], str] = {}
 
 
-async def version() -> str:
-    """The version of the qemu-img found, such as ``10.0.2``; asked again when the file changes.
+async def version(program: str | None = None) -> str:
+    """The version of qemu-img, or another program of QEMU's, such as ``10.0.2``; asked again when the file changes.
 
     Raises ToolMissing, ToolFailed.
     """
-    path = find()
+    path = program or find()
     identity = (path, os.stat(path).st_mtime_ns)
     if identity not in _versions:
         output = (await process.run([path, "--version"], _QUICK)).stdout

@@ -22,7 +22,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -30,7 +30,7 @@ import msgspec
 
 from elemento_storage import process
 from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode, nbd_layer
-from elemento_storage.engine.nbd_probe import NbdAnswer, probe_nbd
+from elemento_storage.engine.nbd_probe import NbdAnswer, probe_greeting, probe_nbd
 from elemento_storage.engine.storage_daemon import StorageDaemon
 from elemento_storage.errors import ExportFailed
 
@@ -38,6 +38,8 @@ _FIXED_NODE: Final = "fixed"
 _VIEW_EXPORT: Final = "view"
 _EXPORT: Final = "export-"  # QEMU's ids begin with a letter
 _BRIDGE_EXPORT: Final = "bridge-"  # the same for an export that the bridge is the client of
+_TLS: Final = "tls"
+_KEYS_FILE: Final = "keys.psk"
 _GROUP: Final = "limits-"
 _NODE_KEY: Final = 24  # of an export's id: QEMU's node names have at most 31 characters
 _NO_LIMITS: Final = {
@@ -89,6 +91,15 @@ class NbdExport:
     host: str = ""
     port: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)  #: ThrottleLimits of the QMP reference
+    tls: "Tls | None" = None  #: over TCP
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How clients over TCP prove themselves, and the server to them."""
+
+    credentials: Mapping[str, object]  #: TlsCredsX509Properties or TlsCredsPskProperties of the QMP reference
+    key: str | None = None  #: this export's line of the keys file, ``identity:hex``
 
 
 class VolumeEngine:
@@ -110,6 +121,11 @@ class VolumeEngine:
     def pids(self) -> list[int]:
         """The processes that live."""
         return [pid for pid in (self.daemon.pid, self._bridge.pid) if pid is not None]
+
+    @property
+    def has_died(self) -> bool:
+        """Whether there was a daemon in this run directory that was not ended in good order."""
+        return self.daemon.pid is None and os.path.exists(f"{self.directory}/pid")
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -142,7 +158,10 @@ class VolumeEngine:
         listener = self._listener(self.daemon)
         if listener is None:
             # TCP first: what goes over a bridge pays for a second hop, and over a Unix socket that is the cheaper one.
+            # With TLS the bridge does the encryption, so that a local guest need not.
             first = (by_transport.get(Transport.TCP) or by_transport[Transport.UNIX])[0]
+            if first.tls is not None:
+                first = replace(first, transport=Transport.UNIX)
             listener = await self._listen(self.daemon, first)
         own = by_transport.pop(listener.transport, [])
         names = {f"{_EXPORT}{export.export_id}": export for export in own}
@@ -188,14 +207,16 @@ class VolumeEngine:
 
     async def _unlimit(self, key: str) -> None:
         self._limits.pop(key, None)
-        if await self.daemon.has_node(_limit_node(key)):
-            await self.daemon.remove_node(_limit_node(key))
-            await self.daemon.execute("object-del", {"id": f"{_GROUP}{key}"})
+        await self.daemon.remove_node(_limit_node(key))
+        await self.daemon.remove_object(f"{_GROUP}{key}")
 
     async def _serve_bridged(self, listener: Listener, wanted: list[NbdExport]) -> None:
         server = self._address(listener)
         if self._bridge.pid is None:
             await self._bridge.start(BlockNode((), read_only=True))
+        if wanted[0].tls is not None:
+            await self._write_keys(wanted)
+        if self._listener(self._bridge) is None:
             await self._listen(self._bridge, wanted[0])
         present = await self._bridge.exports()
         names = {f"{_EXPORT}{export.export_id}": export for export in wanted}
@@ -204,9 +225,23 @@ class VolumeEngine:
             await self._bridge.remove_node(_remote_node(export_id))
         for export_id in names.keys() - present:
             export = names[export_id]
+            await self._bridge.remove_node(_remote_node(export_id))
             layer = nbd_layer(_remote_node(export_id), server, export.name, read_only=not export.writable)
             await self._bridge.execute("blockdev-add", layer)
             await self._bridge.add_nbd(export_id, export.name, node=_remote_node(export_id), writable=export.writable)
+
+    async def _write_keys(self, wanted: list[NbdExport]) -> None:
+        """The pre-shared keys of these exports and no others; GnuTLS reads the file anew for every connection."""
+        lines = [export.tls.key for export in wanted if export.tls is not None and export.tls.key is not None]
+        if lines:
+            path = f"{self.directory}/bridge/{_KEYS_FILE}"
+            content = "".join(f"{line}\n" for line in sorted(lines)).encode()
+            await asyncio.to_thread(_replace_file, path, content)
+
+    @property
+    def keys_directory(self) -> str:
+        """Where the server finds its pre-shared keys."""
+        return f"{self.directory}/bridge"
 
     def _listener(self, daemon: StorageDaemon) -> Listener | None:
         try:
@@ -228,9 +263,15 @@ class VolumeEngine:
         address = self._address(listener)
         data = {key: value for key, value in address.items() if key != "type"}
         # max-connections 0: the default of 100 is for all exports of the daemon, and a guest may open 16.
-        await daemon.execute(
-            "nbd-server-start", {"addr": {"type": address["type"], "data": data}, "max-connections": 0}
-        )
+        options: dict[str, object] = {"addr": {"type": address["type"], "data": data}, "max-connections": 0}
+        if export.tls is not None and export.transport is Transport.TCP:
+            await daemon.remove_object(_TLS)
+            await daemon.execute("object-add", {"id": _TLS, "endpoint": "server", **export.tls.credentials})
+            options["tls-creds"] = _TLS
+        # One that listens although nothing says so was started by a process that died before it could write it down.
+        with contextlib.suppress(ExportFailed):
+            await daemon.execute("nbd-server-stop")
+        await daemon.execute("nbd-server-start", options)
         _write(f"{daemon.directory}/listener.json", listener)
         return listener
 
@@ -272,6 +313,10 @@ class VolumeEngine:
         """Read from an export as its client would. Raises ExportFailed."""
         if export.transport is Transport.UNIX:
             return await probe_nbd(export.name, path=self.socket_path, timeout_s=_PROBE_S)
+        if export.tls is not None:
+            # What is behind the encryption, and that there is somebody who would encrypt.
+            await probe_greeting(export.host, export.port, timeout_s=_PROBE_S)
+            return await probe_nbd(export.name, path=self.socket_path, timeout_s=_PROBE_S)
         return await probe_nbd(export.name, host=export.host, port=export.port, timeout_s=_PROBE_S)
 
     # -- the file path -------------------------------------------------------------------------------------
@@ -288,6 +333,8 @@ class VolumeEngine:
             return self._link(f"lun-0-{os.stat(source.plain_file).st_size}", source.plain_file)
         pid = self.daemon.pid
         view = f"{self.directory}/view-{pid}"
+        if not viewed:
+            await self.daemon.remove_node(_FIXED_NODE)  # left by a start that was cut off
         await self._limit(_VIEW_EXPORT, limits, is_new=not viewed)
         if not viewed:
             await self._show_view(source, view, everybody=everybody)
@@ -375,6 +422,11 @@ def mounts_below(directory: str) -> list[str]:
 
 
 def _write(path: str, value: object) -> None:
+    _replace_file(path, msgspec.json.encode(value))
+
+
+def _replace_file(path: str, content: bytes) -> None:
+    """In one step, not durably: nothing in a run directory outlives a boot."""
     with open(f"{path}.new", "wb") as file:
-        file.write(msgspec.json.encode(value))
+        file.write(content)
     os.rename(f"{path}.new", path)

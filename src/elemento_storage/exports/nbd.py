@@ -6,12 +6,15 @@ QEMU's NBD server knows no addresses and no passwords: without TLS whoever reach
 
 import asyncio
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from elemento_storage.engine.volume_engine import NbdExport, Transport, VolumeEngine
+from elemento_storage.config import NbdTls
+from elemento_storage.engine.volume_engine import NbdExport, Tls, Transport, VolumeEngine
 from elemento_storage.errors import ExportFailed
 from elemento_storage.exports.attach import GuestDisk, attribute, libvirt_disk, qemu_arguments
 from elemento_storage.exports.base import Attachment, Endpoint, Presence, Probe
@@ -19,20 +22,43 @@ from elemento_storage.exports.record import ExportRecord, Protocol
 
 _TCP_ESTABLISHED: Final = "01"
 _UNIX_CONNECTED: Final = "03"
+_LIBVIRT_TLS: Final = {NbdTls.OFF: "", NbdTls.PSK: "", NbdTls.X509: " tls='yes'"}
 
 
-def nbd_export(record: ExportRecord, host: str) -> NbdExport:
-    """The daemon's part of an export."""
-    transport = Transport.UNIX if record.protocol is Protocol.LOCAL else Transport.TCP
-    return NbdExport(
-        export_id=record.export_id,
-        name=record.target_name,
-        writable=not record.readonly,
-        transport=transport,
-        host=host,
-        port=record.port,
-        limits=record.limits.throttle_limits(),
-    )
+@dataclass(frozen=True)
+class NbdServerSettings:
+    """Where NBD over TCP is offered, and how it is protected."""
+
+    host: str
+    tls: NbdTls
+    tls_directory: str
+
+    def export(self, record: ExportRecord, engine: VolumeEngine) -> NbdExport:
+        """The engine's part of an export."""
+        transport = Transport.UNIX if record.protocol is Protocol.LOCAL else Transport.TCP
+        return NbdExport(
+            export_id=record.export_id,
+            name=record.target_name,
+            writable=not record.readonly,
+            transport=transport,
+            host=self.host,
+            port=record.port,
+            limits=record.limits.throttle_limits(),
+            tls=self._tls(record, engine) if transport is Transport.TCP else None,
+        )
+
+    def _tls(self, record: ExportRecord, engine: VolumeEngine) -> Tls | None:
+        if self.tls is NbdTls.X509:
+            return Tls({"qom-type": "tls-creds-x509", "dir": self.tls_directory, "verify-peer": True})
+        if self.tls is NbdTls.PSK:
+            credentials = {"qom-type": "tls-creds-psk", "dir": engine.keys_directory}
+            return Tls(credentials, f"{record.export_id}:{pre_shared_key(record)}")
+        return None
+
+
+def pre_shared_key(record: ExportRecord) -> str:
+    """The key of an export, in hex as GnuTLS wants it: 256 bits made of the export's secret."""
+    return hashlib.sha256(record.secret.encode()).hexdigest()
 
 
 class NbdExporter:
@@ -42,8 +68,8 @@ class NbdExporter:
 
     transport = Transport.TCP
 
-    def __init__(self, host: str) -> None:
-        self.host = host
+    def __init__(self, settings: NbdServerSettings) -> None:
+        self.settings = settings
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -67,7 +93,7 @@ class NbdExporter:
 
     async def probe(self, record: ExportRecord, attachment: Attachment) -> Probe:
         """See Exporter.probe."""
-        answer = await attachment.engine.probe_nbd(nbd_export(record, self.host))
+        answer = await attachment.engine.probe_nbd(self.settings.export(record, attachment.engine))
         if answer.size_bytes != attachment.source.size_bytes:
             raise ExportFailed(
                 f"the export has {answer.size_bytes} bytes, the volume {attachment.source.size_bytes}: was it grown?"
@@ -83,9 +109,9 @@ class NbdExporter:
 
     def endpoint(self, record: ExportRecord, engine: VolumeEngine, disk: GuestDisk) -> Endpoint:
         """See Exporter.endpoint."""
-        name, host = record.target_name, self.host
+        name, host = record.target_name, self.settings.host
         shown = f"[{host}]" if ":" in host else host
-        blockdev = {
+        blockdev: dict[str, object] = {
             "driver": "nbd",
             "server.type": "inet",
             "server.host": host,
@@ -93,21 +119,44 @@ class NbdExporter:
             "export": name,
             "reconnect-delay": 30,
         }
+        tls = self.settings.tls
+        objects: tuple[Mapping[str, object], ...] = ()
+        credentials: dict[str, str] = {}
+        prepare: tuple[str, ...] = ()
+        if tls is not NbdTls.OFF:
+            tls_id = f"tls-{record.export_id[:20]}"
+            blockdev["tls-creds"] = tls_id
+            options = {"qom-type": f"tls-creds-{tls.value}", "id": tls_id, "endpoint": "client"}
+            if tls is NbdTls.PSK:
+                directory = f"/run/elemento-psk/{record.export_id}"
+                credentials = {"identity": record.export_id, "psk": pre_shared_key(record)}
+                prepare = (
+                    f"(umask 077 && mkdir -p {directory} && "
+                    f"echo {record.export_id}:{credentials['psk']} >{directory}/keys.psk)",
+                )
+                objects = ({**options, "dir": directory, "username": record.export_id},)
+            else:
+                objects = ({**options, "dir": "/etc/pki/qemu", "verify-peer": "on"},)
         source = (
-            f"  <source protocol='nbd' name={attribute(name)}>\n"
+            f"  <source protocol='nbd' name={attribute(name)}{_LIBVIRT_TLS[tls]}>\n"
             f"    <host name={attribute(host)} port='{record.port}'/>\n"
             "    <reconnect delay='30'/>\n"
             "  </source>"
         )
+        scheme = "nbd" if tls is NbdTls.OFF else "nbds"
         return Endpoint(
             address={
                 "host": host,
                 "port": record.port,
                 "export": name,
-                "uri": f"nbd://{shown}:{record.port}/{quote(name)}",
+                "tls": tls.value,
+                "uri": f"{scheme}://{shown}:{record.port}/{quote(name)}",
             },
-            qemu=qemu_arguments(disk, blockdev),
-            libvirt=libvirt_disk(disk, source),
+            credentials=credentials,
+            qemu=qemu_arguments(disk, blockdev, objects),
+            # libvirt knows no pre-shared keys for NBD: there, QEMU's arguments are the way.
+            libvirt="" if tls is NbdTls.PSK else libvirt_disk(disk, source),
+            prepare=prepare,
         )
 
 

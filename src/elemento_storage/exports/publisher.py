@@ -12,7 +12,7 @@ import msgspec
 from elemento_storage.engine.volume_engine import Source, VolumeEngine
 from elemento_storage.errors import ExportFailed, StorageError
 from elemento_storage.exports.base import Attachment, Exporter
-from elemento_storage.exports.nbd import nbd_export
+from elemento_storage.exports.nbd import NbdServerSettings
 from elemento_storage.exports.record import PATH_OF, ExportRecord, PathKind, Protocol
 from elemento_storage.faultpoints import reached
 from elemento_storage.keyed_locks import KeyedLocks
@@ -42,10 +42,10 @@ class Settled:
 class Publisher:
     """All engines of this server, below one run directory, and the exporters in front of them."""
 
-    def __init__(self, run_directory: str, exporters: Mapping[Protocol, Exporter], host: str) -> None:
+    def __init__(self, run_directory: str, exporters: Mapping[Protocol, Exporter], nbd: NbdServerSettings) -> None:
         self.exporters = exporters
         self._volumes = f"{run_directory}/v"
-        self._host = host
+        self._nbd = nbd
         self._engines: dict[str, VolumeEngine] = {}
         self._one_at_a_time = KeyedLocks()
 
@@ -112,7 +112,7 @@ class Publisher:
         if len(kinds) > 1:
             raise ExportFailed("the records of this volume want two paths to its bytes at once: unexport one of them")
         if kinds == {PathKind.SOCKET}:
-            await engine.serve_nbd(source, [nbd_export(record, self._host) for record in records])
+            await engine.serve_nbd(source, [self._nbd.export(record, engine) for record in records])
             return Attachment(engine, source)
         # smbd serves as the user who logged in, and its writers and tgtd's have to go through one and the same file.
         with_smb = any(record.protocol is Protocol.SMB for record in records)

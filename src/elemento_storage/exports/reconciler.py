@@ -249,6 +249,12 @@ class Reconciler:
         source = self._source_of(location, volume)
         if self._publisher.engine(volume_id).daemon.pid is None or self._is_mending_needed(records, present):
             log.warning("volume %s: bringing its exports back", volume_id)
+            if self._publisher.engine(volume_id).has_died and source.plain_file is None:
+                log.error(
+                    "volume %s: its storage daemon died with the image open: what guests had written and not flushed may "
+                    "be gone, look at them",
+                    volume_id,
+                )
             for record in records:
                 self._status(record).repairs += 1
         settled = await self._publisher.settle(source, records)

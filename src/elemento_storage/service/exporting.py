@@ -159,7 +159,7 @@ class Exporting:
             initiator=options.initiator,
             addresses=options.addresses or (),
             user=f"v{client_of(client, volume.volume_id)[:15]}" if with_credentials else "",
-            secret=new_secret() if with_credentials else "",
+            secret=new_secret() if with_credentials or protocol is Protocol.NBD else "",
             port=self._port(own) if protocol is Protocol.NBD else 0,
             limits=options.limits or Limits(),
         )
