@@ -251,8 +251,8 @@ class Reconciler:
             log.warning("volume %s: bringing its exports back", volume_id)
             if self._publisher.engine(volume_id).has_died and source.plain_file is None:
                 log.error(
-                    "volume %s: its storage daemon died with the image open: what guests had written and not flushed may "
-                    "be gone, look at them",
+                    "volume %s: its storage daemon died with the image open: what guests had written and not flushed "
+                    "may be gone, look at them",
                     volume_id,
                 )
             for record in records:
