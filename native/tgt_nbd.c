@@ -5,7 +5,7 @@
  *
  * What. A library for LD_PRELOAD into a tgtd of our own. A logical unit whose backing store (bstype rdwr) is
  *
- *     nbd+unix:///EXPORT?socket=PATH                 an NBD URI, percent-encoded where need be
+ *     nbd+unix:///EXPORT?socket=PATH                 an NBD URI (nothing in it may need percent-encoding)
  *     nbd+unix:///EXPORT?socket=PATH&unflushed=kept  the same, see «A daemon that died»
  *
  * is read and written through the Unix socket at PATH; every other path and descriptor goes to libc untouched. Without
@@ -134,12 +134,12 @@ static int64_t milliseconds(void)
 static void wait_for_change(struct volume *volume, int64_t at_most)
 {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += at_most * 1000000;
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
     volume->waiting++;
-    pthread_cond_timedwait(&volume->changed, &lock, &until);
+    pthread_cond_clockwait(&volume->changed, &lock, CLOCK_MONOTONIC, &until);
     volume->waiting--;
 }
 
@@ -376,6 +376,11 @@ static struct connection *borrow(struct descriptor *descriptor)
         if (fd >= 0)
             peer = peer_of(fd);
         pthread_mutex_lock(&lock);
+        if (fd >= 0 && volume->flags & ~flags & (HAS_FLUSH | HAS_MULTI_CONN)) {
+            close(fd); /* flushes would not do any more what open_export() relied on */
+            fd = -1;
+            errno = EPROTO;
+        }
         if (fd >= 0 && (connection = adopt(volume, fd, peer)) != NULL)
             return connection;
         if (fd >= 0)
@@ -398,6 +403,7 @@ static struct connection *borrow(struct descriptor *descriptor)
 static int perform(struct descriptor *descriptor, uint16_t command, void *data, uint32_t length, uint64_t offset)
 {
     struct volume *volume = descriptor->volume;
+    int64_t first_loss = 0;
     int error = -1;
 
     pthread_mutex_lock(&lock);
@@ -422,12 +428,18 @@ static int perform(struct descriptor *descriptor, uint16_t command, void *data, 
         if (error < 0) {
             discard(volume, connection);
             discard_idle(volume); /* to the same daemon */
+            if (!first_loss)
+                first_loss = milliseconds();
+            else if (milliseconds() - first_loss < reconnect_seconds * 1000LL)
+                wait_for_change(volume, 50);
+            else
+                error = EIO; /* perhaps it is this very request that the daemon dies of */
         } else {
             connection->next = volume->idle;
             volume->idle = connection;
         }
         if (volume->waiting)
-            pthread_cond_signal(&volume->changed);
+            pthread_cond_broadcast(&volume->changed);
         if (error == 0 && command == FLUSH && covered > volume->flushed)
             volume->flushed = covered;
         if (error == 0 && (command == WRITE || command == WRITE_ZEROES))
@@ -439,22 +451,6 @@ static int perform(struct descriptor *descriptor, uint16_t command, void *data, 
 }
 
 /* ---- Volumes and descriptors ----------------------------------------------------------------------------------- */
-
-static bool percent_decode(char *text)
-{
-    char *to = text;
-    for (; *text; text++) {
-        unsigned byte = (unsigned char)*text;
-        if (*text == '%') {
-            if (sscanf(text + 1, "%2x", &byte) != 1 || byte == 0 || !text[1] || !text[2])
-                return false;
-            text += 2;
-        }
-        *to++ = (char)byte;
-    }
-    *to = '\0';
-    return true;
-}
 
 #define URI_START "nbd+unix:///"
 
@@ -476,11 +472,11 @@ static struct volume *parse(const char *uri)
         goto failed;
     }
     errno = EINVAL;
+    if (strchr(uri, '%'))
+        goto failed;
     query = volume->export_name;
     strsep(&query, "?");
     while ((word = strsep(&query, "&")) != NULL) {
-        if (!percent_decode(word))
-            goto failed;
         if (strncmp(word, "socket=", 7) == 0) {
             if (strlen(word + 7) >= sizeof volume->address.sun_path) {
                 errno = ENAMETOOLONG;
@@ -493,7 +489,7 @@ static struct volume *parse(const char *uri)
             goto failed;
         }
     }
-    if (!volume->address.sun_path[0] || !percent_decode(volume->export_name))
+    if (!volume->address.sun_path[0])
         goto failed;
     volume->address.sun_family = AF_UNIX;
     pthread_cond_init(&volume->changed, NULL);

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -383,6 +384,39 @@ def test_a_daemon_that_stays_away_is_an_error_in_time(lab: Lab) -> None:
     assert time.monotonic() - start < 6, "who comes later does not wait again"
     daemon.start()
     assert session.works("read 0 1M")
+
+
+def test_a_request_that_every_daemon_dies_of_is_an_error_in_time(lab: Lab) -> None:
+    path = lab.directory / "deadly.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    lab.cleanup.callback(listener.close)
+    listener.bind(str(path))
+    listener.listen(64)
+
+    def serve() -> None:
+        """The handshake of an NBD server, and no more."""
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
+                received = b""
+                while len(received) < 4 + 16 + 6 + len("vol"):
+                    received += connection.recv(4096)
+                reply = 0x3E889045565A9
+                export = struct.pack(">HQH", 0, MIB, 0x145)  # flush, write zeroes, several connections
+                connection.sendall(struct.pack(">QIII", reply, 7, 3, len(export)) + export)
+                connection.sendall(struct.pack(">QIII", reply, 7, 1, 0))
+                connection.recv(28)
+
+    threading.Thread(target=serve, daemon=True).start()
+    tgtd = lab.tgtd(TGT_NBD_RECONNECT="1")
+    session = lab.session(tgtd.add(f"nbd+unix:///vol?socket={path}"))
+    start = time.monotonic()
+    assert not session.works("write 0 4k")
+    assert 0.9 < time.monotonic() - start < 4
 
 
 def test_what_was_flushed_outlives_every_kill_of_the_daemon(lab: Lab) -> None:
