@@ -89,14 +89,13 @@ class Server:
         host = settings.export_address
         probe_initiator = f"iqn.2004-10.cloud.elemento:probe:{secrets.token_hex(16)}"
         nbd = NbdServerSettings(host, settings.nbd_tls, settings.nbd_tls_dir)
+        tgtd = Tgtd(settings.run_dir, host, settings.iscsi_port)
         exporters: dict[Protocol, Exporter] = {
-            Protocol.ISCSI: IscsiExporter(
-                Tgtd(settings.run_dir, host, settings.iscsi_port), host, settings.iscsi_port, probe_initiator
-            ),
+            Protocol.ISCSI: IscsiExporter(tgtd, host, settings.iscsi_port, probe_initiator),
             Protocol.NBD: NbdExporter(nbd),
             Protocol.LOCAL: LocalExporter(nbd),
         }
-        publisher = Publisher(settings.run_dir, exporters, nbd)
+        publisher = Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd)
 
         def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
             announce_export(self.feed, wanted, record, status)

@@ -22,6 +22,7 @@ import pytest
 NATIVE = Path(__file__).parents[2] / "native"
 MIB = 1 << 20
 
+
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("native")

@@ -50,15 +50,15 @@ class IscsiExporter:
 
     async def publish(self, record: ExportRecord, attachment: Attachment) -> None:
         """See Exporter.publish."""
-        assert attachment.path is not None
+        path = attachment.paths[record.export_id]
         await self.tgtd.start()
         target = await self._find(record.target_name)
         if target is None:
             target = await self._new_target(record)
         if target.path is None:
-            await self._new_lun(target, record, attachment)
-        elif target.path != attachment.path or not target.online:
-            await self._reopen(target, attachment.path)
+            await self._new_lun(target, record, path, thin=not attachment.is_viewed)
+        elif target.path != path or not target.online:
+            await self._reopen(target, path)
         await self._set_acl(target, record)
         reached("export.target-made")
 
@@ -77,14 +77,14 @@ class IscsiExporter:
                 return Target(tid, name)
         raise ExportFailed("tgtd has no number left for a target")
 
-    async def _new_lun(self, target: Target, record: ExportRecord, attachment: Attachment) -> None:
+    async def _new_lun(self, target: Target, record: ExportRecord, path: str, *, thin: bool) -> None:
         # An account of the same name may be left of a target that was not taken away completely.
         await self._drop_account(record.user)
         await self.tgtd.execute(Mode.ACCOUNT, Op.NEW, f"user={record.user},password={record.secret}")
         await self.tgtd.execute(Mode.ACCOUNT, Op.BIND, f"user={record.user}", tid=target.tid)
         target.accounts = [record.user]
         # The LUN is the last thing that is made: a target that has one has all the rest.
-        parameters = f"path={attachment.path},bstype=rdwr"
+        parameters = f"path={path},bstype=rdwr"
         await self.tgtd.execute(Mode.LOGICAL_UNIT, Op.NEW, parameters, tid=target.tid, lun=LUN)
         # The same identity on every target of a volume: a guest that moves finds the same disk.
         identity = {
@@ -94,11 +94,11 @@ class IscsiExporter:
             "scsi_sn": record.volume_id,
             "readonly": int(record.readonly),
             # Over FUSE, QEMU refuses to punch holes that are no whole clusters, and tgtd makes a hardware error of it.
-            "thin_provisioning": int(attachment.source.plain_file is not None),
+            "thin_provisioning": int(thin),
         }
         text = ",".join(f"{key}={value}" for key, value in identity.items())
         await self.tgtd.execute(Mode.LOGICAL_UNIT, Op.UPDATE, f"targetOps {text},", tid=target.tid, lun=LUN)
-        target.path, target.online = attachment.path, True
+        target.path, target.online = path, True
 
     async def _reopen(self, target: Target, path: str) -> None:
         """Another file, or another size of it; sessions go on."""

@@ -30,6 +30,9 @@ _LARGEST_ANSWER: Final = 1 << 26
 _CONTROL_PORT: Final = 1  # the number is part of the socket's name, and the socket is in a directory of our own
 
 
+LIBRARY: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "native", "tgt_nbd.so")
+
+
 class Mode(IntEnum):
     """What a command is about."""
 
@@ -129,7 +132,7 @@ class Tgtd:
             ],
             pid_file=self._pid_file,
             log_file=self._log_file,
-            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc"},
+            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc", **_preload()},
         )
         deadline = asyncio.get_running_loop().time() + _START_S
         while True:
@@ -152,6 +155,18 @@ class Tgtd:
         except OSError:
             return "it said nothing"
         return lines[-1] if lines else "it said nothing"
+
+    @property
+    def speaks_nbd(self) -> bool:
+        """Whether a LUN may be an NBD export (native/tgt_nbd.c): of the process that runs, or of one to be started."""
+        pid = self.pid
+        if pid is None:
+            return os.path.exists(LIBRARY)
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                return os.fsencode(f"LD_PRELOAD={LIBRARY}") in file.read()
+        except OSError:
+            return False
 
     async def stop(self) -> None:
         """End it. Raises ExportFailed."""
@@ -209,6 +224,10 @@ class Tgtd:
                 total["read"] += int(numbers[5])
                 total["written"] += int(numbers[9])
         return total
+
+
+def _preload() -> dict[str, str]:
+    return {"LD_PRELOAD": LIBRARY} if os.path.exists(LIBRARY) else {}
 
 
 _TARGET: Final = re.compile(r"Target (\d+): (\S+)")
