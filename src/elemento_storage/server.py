@@ -25,6 +25,7 @@ from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core, announce
+from elemento_storage.service.create import Creating
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
@@ -57,6 +58,7 @@ class Server:
         core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed)
         self.services = Services(
             core=core,
+            creating=Creating(core),
             volumes=Volumes(core),
             resizing=Resizing(core),
             converting=Converting(core),
