@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from elemento_storage.catalog.catalog import Held
@@ -89,7 +89,7 @@ class Exporting:
 
         Raises VolumeNotFound, NotExportable, ProtocolsExclude, ExportDiffers, ImageInUse, ImageDamaged, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
             markers = await self._markers.of(held)
             own = self._markers.own_records(markers)
@@ -365,8 +365,8 @@ def require_one_path(record: ExportRecord, others: Sequence[ExportRecord]) -> No
             )
 
 
-def check_options(options: ExportOptions) -> None:
-    """Raises InvalidValue for what the protocol cannot do."""
+def check_options(options: ExportOptions) -> ExportOptions:
+    """The same with addresses as tgtd writes them. Raises InvalidValue for what the protocol cannot do."""
     protocol = options.protocol or Protocol.ISCSI
     if options.initiator is not None:
         if protocol is not Protocol.ISCSI:
@@ -390,13 +390,21 @@ def check_options(options: ExportOptions) -> None:
             )
         if len(options.addresses) > _MOST_ADDRESSES:
             raise InvalidValue(f"'addresses' has more than {_MOST_ADDRESSES} entries", key="addresses")
-        for address in options.addresses:
-            try:
-                ipaddress.ip_network(address)
-            except ValueError:
-                raise InvalidValue(
-                    f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
-                ) from None
+        return replace(options, addresses=tuple(_normal_address(address) for address in options.addresses))
+    return options
+
+
+def _normal_address(address: str) -> str:
+    # A netmask or the name of an interface would be taken and mean something else to tgtd.
+    try:
+        network = ipaddress.ip_network(address)
+        if "%" in address:
+            raise ValueError(address)
+    except ValueError:
+        raise InvalidValue(
+            f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
+        ) from None
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
 def _is_free(host: str, port: int) -> bool:
