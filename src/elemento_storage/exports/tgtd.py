@@ -247,7 +247,7 @@ def parse_targets(text: str) -> dict[str, Target]:
         elif section == "LUN information":
             key, _, value = words.partition(": ")
             if key == "LUN":
-                lun = int(value)
+                lun = int(value) if value.isdecimal() else -1
             elif lun == 1:
                 if key == "Backing store path":
                     target.path = None if value == "None" else value
@@ -258,7 +258,7 @@ def parse_targets(text: str) -> dict[str, Target]:
         elif section == "I_T nexus information":
             key, _, value = words.partition(": ")
             if key == "I_T nexus":
-                session = int(value)
+                session = int(value) if value.isdecimal() else 0
             elif key == "Initiator":
                 target.initiators.append((session, value.partition(" alias:")[0]))
         elif section == "Account information":

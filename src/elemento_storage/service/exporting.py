@@ -93,7 +93,7 @@ class Exporting:
 
         Raises VolumeNotFound, NotExportable, ProtocolsExclude, ExportDiffers, ImageInUse, ImageDamaged, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
             markers = await self._markers.of(held)
             own = self._markers.own_records(markers)
@@ -408,8 +408,8 @@ def require_shared_limits(record: ExportRecord, others: Sequence[ExportRecord]) 
         )
 
 
-def check_options(options: ExportOptions) -> None:
-    """Raises InvalidValue for what the protocol cannot do."""
+def check_options(options: ExportOptions) -> ExportOptions:
+    """The same with addresses as tgtd writes them. Raises InvalidValue for what the protocol cannot do."""
     if options.limits is not None and options.limits.problem:
         raise InvalidValue(f"'limits': {options.limits.problem}", key="limits")
     protocol = options.protocol or Protocol.ISCSI
@@ -435,13 +435,21 @@ def check_options(options: ExportOptions) -> None:
             )
         if len(options.addresses) > _MOST_ADDRESSES:
             raise InvalidValue(f"'addresses' has more than {_MOST_ADDRESSES} entries", key="addresses")
-        for address in options.addresses:
-            try:
-                ipaddress.ip_network(address)
-            except ValueError:
-                raise InvalidValue(
-                    f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
-                ) from None
+        return replace(options, addresses=tuple(_normal_address(address) for address in options.addresses))
+    return options
+
+
+def _normal_address(address: str) -> str:
+    # A netmask or the name of an interface would be taken and mean something else to tgtd.
+    try:
+        network = ipaddress.ip_network(address)
+        if "%" in address:
+            raise ValueError(address)
+    except ValueError:
+        raise InvalidValue(
+            f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
+        ) from None
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
 def _is_free(host: str, port: int) -> bool:

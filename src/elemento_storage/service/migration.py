@@ -182,7 +182,7 @@ class Migrating:
 
         Raises MigrationConflict, VolumeNotFound, VolumeLocked, ProtocolsExclude, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         volumes = tuple(sorted(set(volume_ids)))
         async with self._alone(volumes):
             known = await self._of_volume(volumes[0])
