@@ -55,7 +55,6 @@ from elemento_storage.service.exporting import (
     require_same,
     require_shared_limits,
 )
-from elemento_storage.undo import Reverter
 
 log = logging.getLogger(__name__)
 
@@ -224,12 +223,14 @@ class Migrating:
                 phase=Phase.PREPARING,
             )
             with self._doing(migration):
-                async with Reverter() as revert:
+                prepared = replace(migration, phase=Phase.PREPARED)
+                try:
                     for volume_id in volumes:
-                        await self._prepare_one(actor, migration, volume_id, options, revert)
-                    prepared = replace(migration, phase=Phase.PREPARED)
+                        await self._prepare_one(actor, migration, volume_id, options)
                     await self._set_phase(prepared)
-                    revert.commit()
+                except BaseException:
+                    await self._take_back(migration)
+                    raise
             self._announce(prepared, Phase.PREPARED.value)
             return await self._prepared(prepared, options)
 
@@ -246,9 +247,7 @@ class Migrating:
                 ) from error
         return Prepared(migration, views)
 
-    async def _prepare_one(
-        self, actor: Actor, migration: Migration, volume_id: str, options: ExportOptions, revert: Reverter
-    ) -> None:
+    async def _prepare_one(self, actor: Actor, migration: Migration, volume_id: str, options: ExportOptions) -> None:
         async with self._hold(migration, volume_id, actor) as (held, lock):
             own = self._core.markers.own_records(await self._core.markers.of(held))
             source = next((record for record in own if record.client == migration.source), None)
@@ -271,7 +270,6 @@ class Migrating:
             require_shared_limits(record, own)
             require_presence(held.location)
             check_options(chosen)
-            revert.add(lambda: self._take_back(migration, volume_id))
             with os_errors(held.location):
                 await held.place.disk.run(write_lock, held.place.directory, lock)
                 reached("livemigration.locked")
@@ -280,12 +278,11 @@ class Migrating:
             reached("livemigration.added")
             await held.reload()
 
-    async def _take_back(self, migration: Migration, volume_id: str) -> None:
-        async with self._hold(migration, volume_id, INFRASTRUCTURE) as (held, lock):
-            await self._remove(held, migration.destination)
-            with os_errors(held.location):
-                await held.place.disk.run(remove_lock, held.place.directory, lock)
-            await held.reload()
+    async def _take_back(self, migration: Migration) -> None:
+        try:
+            await self._take_from(migration, migration.destination, None)
+        except Exception:
+            log.exception("live migration %s cannot be taken back now; it is tried again", migration.migration_id)
 
     async def _view(self, migration: Migration, volume_id: str) -> ExportView:
         location, volume = await self._catalog.find(volume_id, lambda _: None)
@@ -339,23 +336,29 @@ class Migrating:
             return self._ended[decided.migration_id]
 
     async def _carry_out(self, migration: Migration, done: Phase) -> None:
-        leaving = migration.source if done is Phase.CONCLUDED else migration.destination
-        for volume_id in reversed(migration.volumes):
-            await self._end_one(migration, volume_id, leaving, done)
+        await self._take_from(migration, migration.source if done is Phase.CONCLUDED else migration.destination, done)
         self._overdue.discard(migration.migration_id)
         self._announce(replace(migration, phase=done), done.value)
 
-    async def _end_one(self, migration: Migration, volume_id: str, leaving: str, done: Phase) -> None:
+    async def _take_from(self, migration: Migration, leaving: str, done: Phase | None) -> None:
+        # The first failure ends it: as long as one volume is locked the coordinator has to be.
+        for volume_id in reversed(migration.volumes):
+            await self._end_one(migration, volume_id, leaving, done)
+
+    async def _end_one(self, migration: Migration, volume_id: str, leaving: str, done: Phase | None) -> None:
         try:
-            _, volume = await self._catalog.find(volume_id, lambda _: None)
-            if self._new_lock(migration).file_name not in volume.locks:
+            location, _ = await self._catalog.find(volume_id, lambda _: None)
+            lock_path = f"{location.volume_path(volume_id)}/{self._new_lock(migration).file_name}"
+            with os_errors(location):
+                is_locked = await location.disk.run(os.path.lexists, lock_path)
+            if not is_locked:
                 return  # not begun, or done, before a crash; who has locked it since then has nothing to do with it
             async with self._hold(migration, volume_id, INFRASTRUCTURE) as (held, lock):
                 await self._remove(held, leaving)
                 reached("livemigration.removed")
                 if done is Phase.CONCLUDED:
                     await self._make_ordinary(held, migration)
-                if volume_id == migration.volumes[0]:
+                if done is not None and volume_id == migration.volumes[0]:
                     # The coordinator's lock goes last; from here on the state directory remembers the migration.
                     await self._remember(migration, done)
                 with os_errors(held.location):
