@@ -121,14 +121,14 @@ class QemuIo:
 
     def flush(self, timeout_s: float = SLOW_S) -> None:
         """Have everything on the disk. Raises ClientFailed, NoAnswer."""
-        if said := self.ask("flush", timeout_s).strip():
-            raise ClientFailed(f"flush: {said}")
+        self.succeed("flush", timeout_s=timeout_s)
 
-    def succeed(self, command: str, said_then: str = "", timeout_s: float = SLOW_S) -> None:
-        """One command that has to go well, and what is said then. Raises ClientFailed, NoAnswer."""
+    def succeed(self, command: str, said_then: str = "", timeout_s: float = SLOW_S) -> str:
+        """One command that has to go well, and what it says then. Raises ClientFailed, NoAnswer."""
         said = self.ask(command, timeout_s)
-        if said_then not in said or (not said_then and said.strip()):
+        if said_then not in said or any(word in said for word in ("failed", "rror", "invalid", "not supported")):
             raise ClientFailed(f"{command}: {said}")
+        return said
 
     def reads(self, offset: int, length: int, pattern: int, timeout_s: float = SLOW_S) -> bool:
         """Whether every byte of the range is this one."""

@@ -84,7 +84,7 @@ class Publisher:
         """
         engine = self.engine(source.volume_id)
         wanted = {record.export_id: record for record in records}
-        await self._withdraw_others(engine, wanted)
+        await self.withdraw_others(source.volume_id, records)
         if not wanted:
             await engine.stop()
             return Settled(None)
@@ -103,12 +103,14 @@ class Publisher:
     async def withdraw_all(self, volume_id: str) -> None:
         """Serve nothing of a volume any more. Raises ExportFailed."""
         engine = self.engine(volume_id)
-        await self._withdraw_others(engine, {})
+        await self.withdraw_others(volume_id, ())
         await engine.stop()
         self._engines.pop(volume_id, None)
 
-    async def _withdraw_others(self, engine: VolumeEngine, wanted: Mapping[str, ExportRecord]) -> None:
-        state = self._read_state(engine.volume_id)
+    async def withdraw_others(self, volume_id: str, records: Sequence[ExportRecord]) -> None:
+        """Serve nothing but these of a volume. Raises ExportFailed."""
+        engine, wanted = self.engine(volume_id), {record.export_id: record for record in records}
+        state = self._read_state(volume_id)
         for export_id, protocol in (state.exports if state else {}).items():
             if export_id not in wanted or wanted[export_id].protocol is not protocol:
                 await self.exporters[protocol].withdraw(export_id, engine)

@@ -65,6 +65,8 @@ class Problem(IntEnum):
     TARGET_EXISTS = 9
     ACCOUNT_EXISTS = 14
     NO_ACCOUNT = 15
+    TARGET_ACTIVE = 19
+    LOGICAL_UNIT_ACTIVE = 20
 
 
 class Refused(ExportFailed):
@@ -210,9 +212,20 @@ class Tgtd:
             raise Refused(f"{op.name.lower()} a {mode.name.lower().replace('_', ' ')}", problem)
         return answer.rstrip(b"\0").decode("utf-8", "replace")
 
-    async def targets(self, tid: int = _NO_TID) -> dict[str, Target]:
-        """All targets by name, or the one of that id. Raises Refused, ExportFailed."""
-        return parse_targets(await self.execute(Mode.TARGET, Op.SHOW, tid=tid))
+    async def targets(self) -> dict[str, Target]:
+        """All targets by name. Raises Refused, ExportFailed."""
+        return parse_targets(await self.execute(Mode.TARGET, Op.SHOW))
+
+    async def connections(self, tid: int) -> list[tuple[int, int]]:
+        """The open connections of a target: session id, connection id. Raises Refused, ExportFailed."""
+        found, session = [], 0
+        for line in (await self.execute(Mode.CONNECTION, Op.SHOW, tid=tid)).splitlines():
+            key, _, value = line.strip().partition(": ")
+            if key == "Session":
+                session = int(value)
+            elif key == "Connection":
+                found.append((session, int(value)))
+        return found
 
     async def traffic(self, tid: int) -> Mapping[str, int]:
         """Bytes that were read and written by the sessions of a target that are open now."""
