@@ -7,6 +7,7 @@
  *
  *     nbd+unix:///EXPORT?socket=PATH                 an NBD URI (nothing in it may need percent-encoding)
  *     nbd+unix:///EXPORT?socket=PATH&unflushed=kept  the same, see «A daemon that died»
+ *     …&size=BYTES                                   the same again; whoever set the path sees that it has grown since
  *
  * is read and written through the Unix socket at PATH; every other path and descriptor goes to libc untouched. Without
  * this library such a path is a file that does not exist, so nothing can go to the wrong place by mistake.
@@ -557,7 +558,11 @@ static int open_export(const char *uri, int flags)
         connection_limit = setting("TGT_NBD_CONNECTIONS", 16);
         connection_limit += !connection_limit;
     }
-    struct volume *volume = volume_of(uri);
+    /* A volume that has grown is still the same one: what is known of its unflushed writes goes on. */
+    const char *size_word = strstr(uri, "&size=");
+    char *identity = strndup(uri, size_word ? (size_t)(size_word - uri) : strlen(uri));
+    struct volume *volume = identity ? volume_of(identity) : NULL;
+    free(identity);
     if (!volume) {
         pthread_mutex_unlock(&lock);
         return -1;
@@ -642,20 +647,23 @@ static void leave(struct descriptor *descriptor, int cancel_state)
  * read the descriptor when they start, and find 0 in between. So close() lets all that is queued start and end first:
  * it waits, 2 s at most, until nothing has been under way for 5 ms. (No new commands come in: they come from this thread.)
  */
+#define QUIET_MS 5
+#define LONGEST_DRAIN_MS 2000
+static const struct timespec pause_1ms = {0, 1000000};
+
 static int close_export(int number)
 {
-    const struct timespec pause = {0, 1000000};
     int cancel_state;
     struct descriptor *descriptor = enter(number, &cancel_state);
 
     if (!descriptor)
         return -1;
     pthread_mutex_lock(&lock);
-    for (const int64_t start = milliseconds(); milliseconds() < start + 2000;) {
-        if (descriptor->calls == 1 && milliseconds() > descriptor->last_call + 5)
+    for (const int64_t start = milliseconds(); milliseconds() < start + LONGEST_DRAIN_MS;) {
+        if (descriptor->calls == 1 && milliseconds() > descriptor->last_call + QUIET_MS)
             break;
         pthread_mutex_unlock(&lock);
-        nanosleep(&pause, NULL);
+        nanosleep(&pause_1ms, NULL);
         pthread_mutex_lock(&lock);
     }
     descriptor->closed = true;
@@ -716,6 +724,39 @@ static int64_t size_of(int number)
     return size;
 }
 
+/*
+ * The same for a plain file, which tgtd serves without our help: a raw image that grows gets a new path too. Numbers and
+ * times of calls are kept for descriptors that can be LUNs; the calls go to libc.
+ */
+static struct { _Atomic int calls; _Atomic int64_t last_call; } plain[SLOTS];
+
+static void begin_plain(int fd)
+{
+    if (fd >= 0 && fd < SLOTS)
+        plain[fd].calls++;
+}
+
+static void end_plain(int fd)
+{
+    if (fd >= 0 && fd < SLOTS) {
+        plain[fd].last_call = milliseconds();
+        plain[fd].calls--;
+    }
+}
+
+#define PLAIN(call) ({ begin_plain(fd); __typeof__(call) result = call; end_plain(fd); result; })
+
+static int close_plain(int fd)
+{
+    if (fd >= 0 && fd < SLOTS && plain[fd].last_call) {
+        for (const int64_t start = milliseconds(); milliseconds() < start + LONGEST_DRAIN_MS; nanosleep(&pause_1ms, NULL))
+            if (plain[fd].calls == 0 && milliseconds() > plain[fd].last_call + QUIET_MS)
+                break;
+        plain[fd].last_call = 0;
+    }
+    return NEXT(close)(fd);
+}
+
 /* ---- The calls of libc that tgtd makes ------------------------------------------------------------------------- */
 
 static int open_any(const char *path, int flags, mode_t mode)
@@ -745,13 +786,13 @@ int __open64_2(const char *path, int flags) ALIAS(__open_2);
 
 EXPORTED int close(int fd)
 {
-    return fd < FIRST_FD ? NEXT(close)(fd) : close_export(fd);
+    return fd < FIRST_FD ? close_plain(fd) : close_export(fd);
 }
 
 EXPORTED ssize_t pread(int fd, void *data, size_t length, off_t offset)
 {
     if (fd < FIRST_FD)
-        return NEXT(pread)(fd, data, length, offset);
+        return PLAIN(NEXT(pread)(fd, data, length, offset));
     return transfer(fd, READ, data, length, offset) ? -1 : (ssize_t)length;
 }
 ssize_t pread64(int fd, void *data, size_t length, off64_t offset) ALIAS(pread);
@@ -759,14 +800,14 @@ ssize_t pread64(int fd, void *data, size_t length, off64_t offset) ALIAS(pread);
 EXPORTED ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 {
     if (fd < FIRST_FD)
-        return NEXT(pwrite)(fd, data, length, offset);
+        return PLAIN(NEXT(pwrite)(fd, data, length, offset));
     return transfer(fd, WRITE, (void *)data, length, offset) ? -1 : (ssize_t)length;
 }
 ssize_t pwrite64(int fd, const void *data, size_t length, off64_t offset) ALIAS(pwrite);
 
 EXPORTED int fdatasync(int fd)
 {
-    return fd < FIRST_FD ? NEXT(fdatasync)(fd) : flush(fd);
+    return fd < FIRST_FD ? PLAIN(NEXT(fdatasync)(fd)) : flush(fd);
 }
 
 EXPORTED int fsync(int fd)
@@ -778,7 +819,7 @@ EXPORTED int fsync(int fd)
 EXPORTED int fallocate(int fd, int mode, off_t offset, off_t length)
 {
     if (fd < FIRST_FD)
-        return NEXT(fallocate)(fd, mode, offset, length);
+        return PLAIN(NEXT(fallocate)(fd, mode, offset, length));
     if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) || (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE)
         return transfer(fd, WRITE_ZEROES, NULL, (uint64_t)length, offset);
     errno = EOPNOTSUPP;

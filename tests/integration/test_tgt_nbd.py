@@ -22,11 +22,6 @@ import pytest
 NATIVE = Path(__file__).parents[2] / "native"
 MIB = 1 << 20
 
-pytestmark = pytest.mark.skipif(
-    not all(shutil.which(tool) for tool in ("tgtd", "tgtadm", "qemu-storage-daemon", "qemu-io", "cc", "make")),
-    reason="needs tgt, qemu-utils and a C compiler",
-)
-
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:

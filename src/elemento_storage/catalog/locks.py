@@ -66,6 +66,12 @@ def write_lock(directory: str, lock: LockRecord) -> None:
         raise
 
 
+def rewrite_lock(directory: str, lock: LockRecord) -> None:
+    """Make another content of our own lock durable; the lock stays when that fails, with either content. Blocks."""
+    replace(f"{directory}/{lock.file_name}", msgspec.json.encode(lock) + b"\n")
+    reached("lock.rewritten")
+
+
 def remove_lock(directory: str, lock: LockRecord) -> None:
     """Let go. The change that the lock covered is durable before this is called. Blocks."""
     with contextlib.suppress(FileNotFoundError):

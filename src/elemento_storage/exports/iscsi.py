@@ -4,8 +4,9 @@ Why tgtd's ``rdwr`` backing store and no flags: it writes by pwrite through the 
 flush and for FUA; its ``aio`` ignores SYNCHRONIZE CACHE, and direct writes over FUSE mix up concurrent requests.
 """
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final
 
 from elemento_storage.engine.volume_engine import VolumeEngine
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LUN: Final = 1
 _PROBE_S: Final = 5.0
+_END_S: Final = 10.0
 _EVERYBODY: Final = "ALL"
 _TRIES: Final = 5
 
@@ -38,7 +40,6 @@ class IscsiExporter:
         # tgtd lets in who matches an address *or* a name. Our own name for looking is known to nobody else, and does
         # not let anybody past CHAP.
         self._probe_initiator = probe_initiator
-        self._tids: dict[str, int] = {}
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -50,15 +51,15 @@ class IscsiExporter:
 
     async def publish(self, record: ExportRecord, attachment: Attachment) -> None:
         """See Exporter.publish."""
-        assert attachment.path is not None
+        path = attachment.paths[record.export_id]
         await self.tgtd.start()
         target = await self._find(record.target_name)
         if target is None:
             target = await self._new_target(record)
         if target.path is None:
-            await self._new_lun(target, record, attachment)
-        elif target.path != attachment.path or not target.online:
-            await self._reopen(target, attachment.path)
+            await self._new_lun(target, record, path, thin=not attachment.is_viewed)
+        elif target.path != path or not target.online:
+            await self._reopen(target, path)
         await self._set_acl(target, record)
         reached("export.target-made")
 
@@ -66,25 +67,24 @@ class IscsiExporter:
         # Nobody can log in before an address or a name is bound, which comes last.
         name = record.target_name
         for _ in range(_TRIES):
-            tid = max((target.tid for target in (await self._all()).values()), default=0) + 1
+            tid = max((target.tid for target in (await self.tgtd.targets()).values()), default=0) + 1
             try:
                 await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
             except Refused as error:
                 if error.problem != Problem.TARGET_EXISTS:
                     raise
             else:
-                self._tids[name] = tid
                 return Target(tid, name)
         raise ExportFailed("tgtd has no number left for a target")
 
-    async def _new_lun(self, target: Target, record: ExportRecord, attachment: Attachment) -> None:
+    async def _new_lun(self, target: Target, record: ExportRecord, path: str, *, thin: bool) -> None:
         # An account of the same name may be left of a target that was not taken away completely.
         await self._drop_account(record.user)
         await self.tgtd.execute(Mode.ACCOUNT, Op.NEW, f"user={record.user},password={record.secret}")
         await self.tgtd.execute(Mode.ACCOUNT, Op.BIND, f"user={record.user}", tid=target.tid)
         target.accounts = [record.user]
         # The LUN is the last thing that is made: a target that has one has all the rest.
-        parameters = f"path={attachment.path},bstype=rdwr"
+        parameters = f"path={path},bstype=rdwr"
         await self.tgtd.execute(Mode.LOGICAL_UNIT, Op.NEW, parameters, tid=target.tid, lun=LUN)
         # The same identity on every target of a volume: a guest that moves finds the same disk.
         identity = {
@@ -94,11 +94,11 @@ class IscsiExporter:
             "scsi_sn": record.volume_id,
             "readonly": int(record.readonly),
             # Over FUSE, QEMU refuses to punch holes that are no whole clusters, and tgtd makes a hardware error of it.
-            "thin_provisioning": int(attachment.source.plain_file is not None),
+            "thin_provisioning": int(thin),
         }
         text = ",".join(f"{key}={value}" for key, value in identity.items())
         await self.tgtd.execute(Mode.LOGICAL_UNIT, Op.UPDATE, f"targetOps {text},", tid=target.tid, lun=LUN)
-        target.path, target.online = attachment.path, True
+        target.path, target.online = path, True
 
     async def _reopen(self, target: Target, path: str) -> None:
         """Another file, or another size of it; sessions go on."""
@@ -114,54 +114,75 @@ class IscsiExporter:
         else:
             wanted[f"initiator-name={self._probe_initiator}"] = self._probe_initiator
         for stale in set(target.acl) - set(wanted.values()):
-            kind = "initiator-name" if stale.startswith(("iqn.", "eui.", "naa.")) else "initiator-address"
-            await self.tgtd.execute(Mode.TARGET, Op.UNBIND, f"{kind}={stale}", tid=target.tid)
+            await self._let_out(target, stale)
         for parameter, value in wanted.items():
             if value not in target.acl:
                 await self.tgtd.execute(Mode.TARGET, Op.BIND, parameter, tid=target.tid)
 
     async def withdraw(self, export_id: str, engine: VolumeEngine | None) -> None:
-        """See Exporter.withdraw. tgtd joins the LUN's threads before it answers: no write is left in one of them."""
+        """See Exporter.withdraw."""
         if self.tgtd.pid is None:
             return
         target = await self._find(TARGET_PREFIX + export_id)
         if target is not None:
-            await self.tgtd.execute(Mode.TARGET, Op.DELETE, tid=target.tid, force=True)
-            self._tids.pop(target.name, None)
+            await self._end_sessions(target)
             for account in target.accounts:
                 await self._drop_account(account)
 
-    async def _drop_account(self, user: str) -> None:
+    async def _end_sessions(self, target: Target) -> None:
+        """Let nobody in any more, close every connection, wait for what is under way, and take the target away.
+
+        Not by force: tgtd refuses that while a request is under way, and ends itself when a session outlives it.
+        """
+        for one in target.acl:
+            await self._let_out(target, one)
+        deadline = asyncio.get_running_loop().time() + _END_S
+        while True:
+            for session, connection in await self.tgtd.connections(target.tid):
+                await self._tolerating(
+                    self.tgtd.execute(
+                        Mode.CONNECTION, Op.DELETE, tid=target.tid, session=session, connection=connection
+                    ),
+                    Problem.NO_SESSION,
+                    Problem.NO_CONNECTION,
+                )
+            if await self._tolerating(
+                self.tgtd.execute(Mode.TARGET, Op.DELETE, tid=target.tid),
+                Problem.TARGET_ACTIVE,
+                Problem.LOGICAL_UNIT_ACTIVE,
+            ):
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                raise ExportFailed("a target does not close: a request in it hangs in the file system")
+            await asyncio.sleep(0.002)
+
+    async def _let_out(self, target: Target, who: str) -> None:
+        kind = "initiator-name" if who.startswith(("iqn.", "eui.", "naa.")) else "initiator-address"
+        await self.tgtd.execute(Mode.TARGET, Op.UNBIND, f"{kind}={who}", tid=target.tid)
+
+    async def _tolerating(self, work: Awaitable[object], *problems: Problem) -> bool:
         try:
-            await self.tgtd.execute(Mode.ACCOUNT, Op.DELETE, f"user={user}")
+            await work
         except Refused as error:
-            if error.problem != Problem.NO_ACCOUNT:
+            if error.problem not in problems:
                 raise
+            return False
+        return True
+
+    async def _drop_account(self, user: str) -> None:
+        await self._tolerating(self.tgtd.execute(Mode.ACCOUNT, Op.DELETE, f"user={user}"), Problem.NO_ACCOUNT)
 
     # -- looking -------------------------------------------------------------------------------------------
 
-    async def _all(self) -> dict[str, Target]:
-        targets = await self.tgtd.targets()
-        self._tids = {name: target.tid for name, target in targets.items()}
-        return targets
-
     async def _find(self, name: str) -> Target | None:
-        known = self._tids.get(name)
-        if known is not None:
-            try:
-                found = (await self.tgtd.targets(known)).get(name)
-            except Refused:
-                found = None
-            if found is not None:
-                return found
-        return (await self._all()).get(name)
+        return (await self.tgtd.targets()).get(name)
 
     async def published(self) -> Mapping[str, Presence]:
         """See Exporter.published."""
         if self.tgtd.pid is None:
             return {}
         found = {}
-        for name, target in (await self._all()).items():
+        for name, target in (await self.tgtd.targets()).items():
             if target.path is None or not target.acl:
                 continue  # half made
             sessions = [name for _, name in target.initiators if name != self._probe_initiator]

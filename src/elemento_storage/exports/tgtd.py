@@ -30,6 +30,9 @@ _LARGEST_ANSWER: Final = 1 << 26
 _CONTROL_PORT: Final = 1  # the number is part of the socket's name, and the socket is in a directory of our own
 
 
+LIBRARY: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "native", "tgt_nbd.so")
+
+
 class Mode(IntEnum):
     """What a command is about."""
 
@@ -62,6 +65,8 @@ class Problem(IntEnum):
     TARGET_EXISTS = 9
     ACCOUNT_EXISTS = 14
     NO_ACCOUNT = 15
+    TARGET_ACTIVE = 19
+    LOGICAL_UNIT_ACTIVE = 20
 
 
 class Refused(ExportFailed):
@@ -129,7 +134,7 @@ class Tgtd:
             ],
             pid_file=self._pid_file,
             log_file=self._log_file,
-            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc"},
+            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc", **_preload()},
         )
         deadline = asyncio.get_running_loop().time() + _START_S
         while True:
@@ -152,6 +157,18 @@ class Tgtd:
         except OSError:
             return "it said nothing"
         return lines[-1] if lines else "it said nothing"
+
+    @property
+    def speaks_nbd(self) -> bool:
+        """Whether a LUN may be an NBD export (native/tgt_nbd.c): of the process that runs, or of one to be started."""
+        pid = self.pid
+        if pid is None:
+            return os.path.exists(LIBRARY)
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                return os.fsencode(f"LD_PRELOAD={LIBRARY}") in file.read()
+        except OSError:
+            return False
 
     async def stop(self) -> None:
         """End it. Raises ExportFailed."""
@@ -195,9 +212,20 @@ class Tgtd:
             raise Refused(f"{op.name.lower()} a {mode.name.lower().replace('_', ' ')}", problem)
         return answer.rstrip(b"\0").decode("utf-8", "replace")
 
-    async def targets(self, tid: int = _NO_TID) -> dict[str, Target]:
-        """All targets by name, or the one of that id. Raises Refused, ExportFailed."""
-        return parse_targets(await self.execute(Mode.TARGET, Op.SHOW, tid=tid))
+    async def targets(self) -> dict[str, Target]:
+        """All targets by name. Raises Refused, ExportFailed."""
+        return parse_targets(await self.execute(Mode.TARGET, Op.SHOW))
+
+    async def connections(self, tid: int) -> list[tuple[int, int]]:
+        """The open connections of a target: session id, connection id. Raises Refused, ExportFailed."""
+        found, session = [], 0
+        for line in (await self.execute(Mode.CONNECTION, Op.SHOW, tid=tid)).splitlines():
+            key, _, value = line.strip().partition(": ")
+            if key == "Session":
+                session = int(value)
+            elif key == "Connection":
+                found.append((session, int(value)))
+        return found
 
     async def traffic(self, tid: int) -> Mapping[str, int]:
         """Bytes that were read and written by the sessions of a target that are open now."""
@@ -209,6 +237,10 @@ class Tgtd:
                 total["read"] += int(numbers[5])
                 total["written"] += int(numbers[9])
         return total
+
+
+def _preload() -> dict[str, str]:
+    return {"LD_PRELOAD": LIBRARY} if os.path.exists(LIBRARY) else {}
 
 
 _TARGET: Final = re.compile(r"Target (\d+): (\S+)")
@@ -228,7 +260,7 @@ def parse_targets(text: str) -> dict[str, Target]:
         elif section == "LUN information":
             key, _, value = words.partition(": ")
             if key == "LUN":
-                lun = int(value)
+                lun = int(value) if value.isdecimal() else -1
             elif lun == 1:
                 if key == "Backing store path":
                     target.path = None if value == "None" else value
@@ -239,7 +271,7 @@ def parse_targets(text: str) -> dict[str, Target]:
         elif section == "I_T nexus information":
             key, _, value = words.partition(": ")
             if key == "I_T nexus":
-                session = int(value)
+                session = int(value) if value.isdecimal() else 0
             elif key == "Initiator":
                 target.initiators.append((session, value.partition(" alias:")[0]))
         elif section == "Account information":

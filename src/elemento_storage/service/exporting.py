@@ -6,6 +6,7 @@ crash leaves in between is put right by the reconciler, by the same ``settle`` a
 
 import contextlib
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -28,6 +29,7 @@ from elemento_storage.errors import (
     InvalidValue,
     NotExportable,
     ProtocolsExclude,
+    StorageError,
     ToolFailed,
     VolumeExported,
     VolumeNotFound,
@@ -45,6 +47,8 @@ from elemento_storage.service.core import Core
 from elemento_storage.service.export_markers import Marker
 from elemento_storage.service.export_rules import MAY_EXPORT, Verdict
 from elemento_storage.undo import Reverter
+
+log = logging.getLogger(__name__)
 
 _INITIATOR: Final = re.compile(r"(iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.)[A-Za-z0-9.:_-]{1,200}", re.ASCII)
 _MOST_ADDRESSES: Final = 32
@@ -93,7 +97,7 @@ class Exporting:
 
         Raises VolumeNotFound, NotExportable, ProtocolsExclude, ExportDiffers, ImageInUse, ImageDamaged, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
             markers = await self._markers.of(held)
             own = self._markers.own_records(markers)
@@ -243,10 +247,21 @@ class Exporting:
             return await held.reload()
 
     async def withdraw(self, held: Held, remaining: Sequence[ExportRecord]) -> None:
-        """Serve no more than these; what goes has no way in any more when this returns."""
-        settled = await self._publisher.settle(self.source(held), remaining)
-        for failure in settled.failures.values():
-            raise failure
+        """Serve no more than these; what goes has no way in any more when this returns.
+
+        That what remains cannot be served now is no reason to let in who shall go: the reconciler sees to it.
+        """
+        source = self.source(held)
+        await self._publisher.withdraw_others(source.volume_id, remaining)
+        try:
+            settled = await self._publisher.settle(source, remaining)
+        except StorageError as error:
+            if not remaining:
+                raise
+            log.error("volume %s: its other exports are not served now: %s", source.volume_id, error)
+        else:
+            for failure in settled.failures.values():
+                log.error("volume %s: another export of it is not served now: %s", source.volume_id, failure)
         self._reconciler.wanted.pop(held.volume.volume_id, None)
         if remaining:
             self._reconciler.wanted[held.volume.volume_id] = Wanted(held.location, held.volume, tuple(remaining))
@@ -408,8 +423,8 @@ def require_shared_limits(record: ExportRecord, others: Sequence[ExportRecord]) 
         )
 
 
-def check_options(options: ExportOptions) -> None:
-    """Raises InvalidValue for what the protocol cannot do."""
+def check_options(options: ExportOptions) -> ExportOptions:
+    """The same with addresses as tgtd writes them. Raises InvalidValue for what the protocol cannot do."""
     if options.limits is not None and options.limits.problem:
         raise InvalidValue(f"'limits': {options.limits.problem}", key="limits")
     protocol = options.protocol or Protocol.ISCSI
@@ -435,13 +450,21 @@ def check_options(options: ExportOptions) -> None:
             )
         if len(options.addresses) > _MOST_ADDRESSES:
             raise InvalidValue(f"'addresses' has more than {_MOST_ADDRESSES} entries", key="addresses")
-        for address in options.addresses:
-            try:
-                ipaddress.ip_network(address)
-            except ValueError:
-                raise InvalidValue(
-                    f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
-                ) from None
+        return replace(options, addresses=tuple(_normal_address(address) for address in options.addresses))
+    return options
+
+
+def _normal_address(address: str) -> str:
+    # A netmask or the name of an interface would be taken and mean something else to tgtd.
+    try:
+        network = ipaddress.ip_network(address)
+        if "%" in address:
+            raise ValueError(address)
+    except ValueError:
+        raise InvalidValue(
+            f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
+        ) from None
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
 def _is_free(host: str, port: int) -> bool:

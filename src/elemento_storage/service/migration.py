@@ -9,12 +9,14 @@ that of the migration. It gets its lock first and loses it last.
         └─ after a crash: reverting, nobody was told of it
 
 A change of the coordinator's phase, durable, is the decision; what follows is only carried out, and after a crash
-carried on. A migration that is prepared stays so until somebody decides, however long that takes.
+carried on. A migration that is prepared stays so until somebody decides, however long that takes. Only the server that
+serves the exports ends a migration: another one that shares the location could not keep the source from writing.
 """
 
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -27,11 +29,17 @@ import msgspec
 from elemento_storage import durable
 from elemento_storage.catalog.catalog import Held
 from elemento_storage.catalog.locations import os_errors, require_presence
-from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, write_lock
+from elemento_storage.catalog.locks import LockRecord, new_lock, remove_lock, rewrite_lock, write_lock
 from elemento_storage.catalog.markers import remove_marker, write_marker
 from elemento_storage.catalog.volume_directory import LOCK_PREFIX
 from elemento_storage.disk import Disk
-from elemento_storage.errors import MigrationConflict, MigrationNotFound, StorageError, VolumeNotFound
+from elemento_storage.errors import (
+    ExportDiffers,
+    MigrationConflict,
+    MigrationNotFound,
+    StorageError,
+    VolumeNotFound,
+)
 from elemento_storage.exports.record import ExportRecord
 from elemento_storage.faultpoints import reached
 from elemento_storage.feed import Audience
@@ -45,9 +53,9 @@ from elemento_storage.service.exporting import (
     ExportView,
     check_options,
     require_one_path,
+    require_same,
     require_shared_limits,
 )
-from elemento_storage.undo import Reverter
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +83,7 @@ class Migration:
     source: str
     destination: str
     deadline: int  #: seconds since the epoch
+    exporter: str  #: the server (its state directory's id) that serves the exports
     phase: Phase
 
     @property
@@ -89,6 +98,7 @@ class Migration:
             "source": self.source,
             "destination": self.destination,
             "deadline": self.deadline,
+            "exporter": self.exporter,
             "phase": self.phase.value,
         }
 
@@ -156,16 +166,21 @@ class Migrating:
                 self._overdue.add(migration.migration_id)
                 log.error("live migration %s is overdue: conclude or revert it", migration.migration_id)
                 self._announce(migration, "overdue")
-            if migration.migration_id in self._active or migration.phase is Phase.PREPARED:
+            is_ours = migration.exporter == self._core.markers.server_id
+            if migration.phase is Phase.PREPARED or not is_ours or migration.migration_id in self._active:
                 continue
-            log.warning("live migration %s: carrying on with what was %s", migration.migration_id, migration.phase)
             try:
-                if migration.phase is Phase.CONCLUDING:
-                    await self.conclude(INFRASTRUCTURE, migration_id=migration.migration_id)
-                else:
-                    await self.revert(INFRASTRUCTURE, migration_id=migration.migration_id)
-            except StorageError as error:
+                await self._carry_on_with(migration)
+            except (StorageError, OSError) as error:
                 log.error("live migration %s cannot be ended now: %s", migration.migration_id, error)
+
+    async def _carry_on_with(self, migration: Migration) -> None:
+        async with self._alone(migration.volumes):
+            if await self._of_volume(migration.volumes[0]) != migration:
+                return  # it was being prepared or ended, and that went on since it was read
+            log.warning("live migration %s: carrying on with what was %s", migration.migration_id, migration.phase)
+            concluding = migration.phase is Phase.CONCLUDING
+            await self._carry_out(migration, Phase.CONCLUDED if concluding else Phase.REVERTED)
 
     # -- prepare -------------------------------------------------------------------------------------------
 
@@ -182,34 +197,58 @@ class Migrating:
 
         Raises MigrationConflict, VolumeNotFound, VolumeLocked, ProtocolsExclude, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         volumes = tuple(sorted(set(volume_ids)))
+        await self._require_change(actor, volumes)
         async with self._alone(volumes):
             known = await self._of_volume(volumes[0])
-            if known is not None and (known.volumes, known.source, known.destination) != (volumes, source, destination):
-                raise MigrationConflict(
-                    f"the volume is in another live migration, {known.migration_id}", migration=known.migration_id
-                )
-            if known is not None and known.phase not in (Phase.PREPARING, Phase.PREPARED):
-                raise MigrationConflict(f"the migration {known.migration_id} is {known.phase}")
+            if known is not None:
+                if (known.volumes, known.source, known.destination) != (volumes, source, destination):
+                    raise MigrationConflict(
+                        f"the volume is in another live migration, {known.migration_id}", migration=known.migration_id
+                    )
+                self._require_ours(known)
+                if known.phase is Phase.PREPARED:
+                    return await self._prepared(known, options)
+                if known.phase is not Phase.PREPARING:
+                    raise MigrationConflict(
+                        f"the migration {known.migration_id} is {known.phase}", migration=known.migration_id
+                    )
             migration = known or Migration(
-                new_uid(), volumes, source, destination, int(time.time() + deadline_s), Phase.PREPARING
+                migration_id=new_uid(),
+                volumes=volumes,
+                source=source,
+                destination=destination,
+                deadline=math.ceil(time.time() + deadline_s),
+                exporter=self._core.markers.server_id,
+                phase=Phase.PREPARING,
             )
-            if known is not None and known.phase is Phase.PREPARED:
-                return Prepared(known, [await self._view(known, one) for one in volumes])
             with self._doing(migration):
-                async with Reverter() as revert:
+                prepared = replace(migration, phase=Phase.PREPARED)
+                try:
                     for volume_id in volumes:
-                        await self._prepare_one(actor, migration, volume_id, options, revert)
-                    prepared = replace(migration, phase=Phase.PREPARED)
+                        await self._prepare_one(actor, migration, volume_id, options)
                     await self._set_phase(prepared)
-                    revert.commit()
+                except BaseException:
+                    await self._take_back(migration)
+                    raise
             self._announce(prepared, Phase.PREPARED.value)
-            return Prepared(prepared, [await self._view(prepared, one) for one in volumes])
+            return await self._prepared(prepared, options)
 
-    async def _prepare_one(
-        self, actor: Actor, migration: Migration, volume_id: str, options: ExportOptions, revert: Reverter
-    ) -> None:
+    async def _prepared(self, migration: Migration, options: ExportOptions) -> Prepared:
+        views = [await self._view(migration, one) for one in migration.volumes]
+        for view in views:
+            assert view.record is not None
+            try:
+                require_same(view.record, options)
+            except ExportDiffers as error:
+                raise MigrationConflict(
+                    f"the migration is prepared with another '{error.details['key']}': revert it first",
+                    migration=migration.migration_id,
+                ) from error
+        return Prepared(migration, views)
+
+    async def _prepare_one(self, actor: Actor, migration: Migration, volume_id: str, options: ExportOptions) -> None:
         async with self._hold(migration, volume_id, actor) as (held, lock):
             own = self._core.markers.own_records(await self._core.markers.of(held))
             source = next((record for record in own if record.client == migration.source), None)
@@ -231,7 +270,7 @@ class Migrating:
             require_one_path(record, own)
             require_shared_limits(record, own)
             require_presence(held.location)
-            revert.add(lambda: self._take_back(migration, volume_id))
+            check_options(chosen)
             with os_errors(held.location):
                 await held.place.disk.run(write_lock, held.place.directory, lock)
                 reached("livemigration.locked")
@@ -240,12 +279,11 @@ class Migrating:
             reached("livemigration.added")
             await held.reload()
 
-    async def _take_back(self, migration: Migration, volume_id: str) -> None:
-        async with self._hold(migration, volume_id, INFRASTRUCTURE) as (held, lock):
-            await self._remove(held, migration.destination)
-            with os_errors(held.location):
-                await held.place.disk.run(remove_lock, held.place.directory, lock)
-            await held.reload()
+    async def _take_back(self, migration: Migration) -> None:
+        try:
+            await self._take_from(migration, migration.destination, None)
+        except Exception:
+            log.exception("live migration %s cannot be taken back now; it is tried again", migration.migration_id)
 
     async def _view(self, migration: Migration, volume_id: str) -> ExportView:
         location, volume = await self._catalog.find(volume_id, lambda _: None)
@@ -274,39 +312,54 @@ class Migrating:
     async def _end(
         self, actor: Actor, migration_id: str | None, volume_id: str | None, doing: Phase, done: Phase
     ) -> EndedMigration:
-        migration = await self._find(migration_id, volume_id)
-        if migration is None:
-            return self._ended_before(migration_id, volume_id, done)
-        async with self._alone(migration.volumes):
-            migration = await self._of_volume(migration.volumes[0])
-            if migration is None:
-                return self._ended_before(migration_id, volume_id, done)
-            await self._require_change(actor, migration)
+        if volume_id is not None:
+            await self._require_change(actor, [volume_id])
+        found = await self._find(migration_id, volume_id)
+        if found is None:
+            return await self._ended_before(actor, migration_id, volume_id, done)
+        async with self._alone(found.volumes):
+            migration = await self._of_volume(found.volumes[0])
+            if migration is None or migration.migration_id != found.migration_id:
+                return await self._ended_before(actor, found.migration_id, None, done)
+            await self._require_change(actor, migration.volumes)
+            self._require_ours(migration)
             allowed = {Phase.PREPARED, doing} | ({Phase.PREPARING} if doing is Phase.REVERTING else set())
             if migration.phase not in allowed:
                 raise MigrationConflict(f"the migration is {migration.phase} already", migration=migration.migration_id)
+            if migration.phase is Phase.PREPARED and doing is Phase.CONCLUDING:
+                for one in migration.volumes:
+                    await self._view(migration, one)
             with self._doing(migration):
                 decided = replace(migration, phase=doing)
                 if migration.phase is not doing:
-                    await self._set_phase(decided, coordinator_only=True)
-                    reached(f"livemigration.{doing.value}")
-                leaving = decided.source if doing is Phase.CONCLUDING else decided.destination
-                for one in reversed(decided.volumes):
-                    await self._end_one(decided, one, leaving, done)
-            self._overdue.discard(decided.migration_id)
-            self._announce(replace(decided, phase=done), done.value)
+                    await self._set_phase(decided)
+                await self._carry_out(decided, done)
             return self._ended[decided.migration_id]
 
-    async def _end_one(self, migration: Migration, volume_id: str, leaving: str, done: Phase) -> None:
+    async def _carry_out(self, migration: Migration, done: Phase) -> None:
+        await self._take_from(migration, migration.source if done is Phase.CONCLUDED else migration.destination, done)
+        self._overdue.discard(migration.migration_id)
+        self._announce(replace(migration, phase=done), done.value)
+
+    async def _take_from(self, migration: Migration, leaving: str, done: Phase | None) -> None:
+        # The first failure ends it: as long as one volume is locked the coordinator has to be.
+        for volume_id in reversed(migration.volumes):
+            await self._end_one(migration, volume_id, leaving, done)
+
+    async def _end_one(self, migration: Migration, volume_id: str, leaving: str, done: Phase | None) -> None:
         try:
+            location, _ = await self._catalog.find(volume_id, lambda _: None)
+            lock_path = f"{location.volume_path(volume_id)}/{self._new_lock(migration).file_name}"
+            with os_errors(location):
+                is_locked = await location.disk.run(os.path.lexists, lock_path)
+            if not is_locked:
+                return  # not begun, or done, before a crash; who has locked it since then has nothing to do with it
             async with self._hold(migration, volume_id, INFRASTRUCTURE) as (held, lock):
-                if lock.file_name not in held.volume.locks:
-                    return  # done before a crash
                 await self._remove(held, leaving)
                 reached("livemigration.removed")
                 if done is Phase.CONCLUDED:
                     await self._make_ordinary(held, migration)
-                if volume_id == migration.volumes[0]:
+                if done is not None and volume_id == migration.volumes[0]:
                     # The coordinator's lock goes last; from here on the state directory remembers the migration.
                     await self._remember(migration, done)
                 with os_errors(held.location):
@@ -333,43 +386,69 @@ class Migrating:
                 with os_errors(held.location):
                     await held.place.disk.run(write_marker, held.place.directory, name, ordinary.encode())
 
-    async def _require_change(self, actor: Actor, migration: Migration) -> None:
-        for volume_id in migration.volumes:
-            with contextlib.suppress(VolumeNotFound):
-                _, volume = await self._catalog.find(volume_id, lambda _: None)
-                actor.require_change(volume)
+    async def _require_change(self, actor: Actor, volume_ids: Sequence[str]) -> None:
+        """Raises VolumeNotFound, also to strangers of a private volume; NotOwner."""
+        if actor.client is not None:
+            for volume_id in volume_ids:
+                await self._catalog.find(volume_id, actor.require_change)
+
+    def _require_ours(self, migration: Migration) -> None:
+        if migration.exporter != self._core.markers.server_id:
+            raise MigrationConflict(
+                "another server, which serves the exports, carries out this migration: ask it",
+                migration=migration.migration_id,
+            )
 
     # -- the journal ---------------------------------------------------------------------------------------
 
-    async def _set_phase(self, migration: Migration, *, coordinator_only: bool = False) -> None:
-        for volume_id in migration.volumes[:1] if coordinator_only else migration.volumes:
-            async with self._hold(migration, volume_id, INFRASTRUCTURE) as (held, lock):
-                with os_errors(held.location):
-                    await held.place.disk.run(write_lock, held.place.directory, lock)
-                reached(f"livemigration.said-{migration.phase.value}")
-                await held.reload()
+    async def _set_phase(self, migration: Migration) -> None:
+        async with self._hold(migration, migration.volumes[0], INFRASTRUCTURE) as (held, lock):
+            with os_errors(held.location):
+                await held.place.disk.run(rewrite_lock, held.place.directory, lock)
+            reached(f"livemigration.said-{migration.phase.value}")
+            await held.reload()
+
+    def _new_lock(self, migration: Migration) -> LockRecord:
+        return new_lock(PURPOSE, migration.migration_id, self._catalog.server_id, None, migration.journal())
 
     @contextlib.asynccontextmanager
     async def _hold(self, migration: Migration, volume_id: str, actor: Actor) -> AsyncIterator[tuple[Held, LockRecord]]:
-        lock = new_lock(PURPOSE, migration.migration_id, self._catalog.server_id, None, migration.journal())
+        lock = self._new_lock(migration)
         async with self._catalog.hold(volume_id, actor.require_change, admit=lock) as held:
             yield held, lock
 
     async def under_way(self) -> list[Migration]:
-        """Every migration that is not ended."""
+        """Every migration that is not ended, but for those whose coordinator is out of reach now."""
         found: dict[str, Migration] = {}
-        for location in self._catalog.locations.answering():
-            for entry in list(location.entries.values()):
-                if any(name.startswith(f"{LOCK_PREFIX}{PURPOSE}.") for name in entry.volume.locks):
-                    migration = await self._of_volume(entry.volume.volume_id)
-                    if migration is not None:
-                        found[migration.migration_id] = migration
+        for volume_id in self._locked(""):
+            with contextlib.suppress(StorageError):
+                migration = await self._of_volume(volume_id)
+                if migration is not None:
+                    found[migration.migration_id] = migration
         return list(found.values())
+
+    def _locked(self, migration_id: str) -> list[str]:
+        """Volumes with the lock file of a migration, or of any."""
+        prefix = f"{LOCK_PREFIX}{PURPOSE}.{migration_id}"
+        return [
+            entry.volume.volume_id
+            for location in self._catalog.locations.answering()
+            for entry in location.entries.values()
+            if any(name.startswith(prefix) for name in entry.volume.locks)
+        ]
 
     async def _find(self, migration_id: str | None, volume_id: str | None) -> Migration | None:
         if volume_id is not None:
-            return await self._of_volume(volume_id)
-        return next((one for one in await self.under_way() if one.migration_id == migration_id), None)
+            migration = await self._of_volume(volume_id)
+            return (
+                migration
+                if migration_id is None or migration is None or migration.migration_id == migration_id
+                else None
+            )
+        assert migration_id is not None
+        for one in self._locked(migration_id):
+            return await self._of_volume(one)
+        return None
 
     async def _of_volume(self, volume_id: str) -> Migration | None:
         """The migration of a volume, in the phase that its coordinator says."""
@@ -388,22 +467,23 @@ class Migrating:
         location, volume = await self._catalog.find(volume_id, lambda _: None)
         for lock in await self._catalog.read_locks(location, volume):
             if lock.purpose == PURPOSE and lock.server:
-                journal = lock.journal
-                return Migration(
-                    migration_id=lock.operation,
-                    volumes=tuple(str(journal["volumes"]).split(",")),
-                    source=str(journal["source"]),
-                    destination=str(journal["destination"]),
-                    deadline=int(journal["deadline"]),
-                    phase=Phase(str(journal["phase"])),
-                )
+                try:
+                    return _read_journal(lock)
+                except (KeyError, ValueError) as error:
+                    raise MigrationConflict(
+                        f"the lock file of the live migration {lock.operation} cannot be understood",
+                        migration=lock.operation,
+                    ) from error
         return None
 
     # -- what was --------------------------------------------------------------------------------------------
 
-    def _ended_before(self, migration_id: str | None, volume_id: str | None, done: Phase) -> EndedMigration:
+    async def _ended_before(
+        self, actor: Actor, migration_id: str | None, volume_id: str | None, done: Phase
+    ) -> EndedMigration:
         for one in reversed(self._ended.values()):
             if one.migration_id == migration_id or (migration_id is None and volume_id in one.volumes):
+                await self._require_change(actor, one.volumes)
                 if one.phase is done:
                     return one
                 raise MigrationConflict(f"the migration {one.migration_id} was {one.phase}", migration=one.migration_id)
@@ -457,3 +537,16 @@ class Migrating:
             source=migration.source,
             destination=migration.destination,
         )
+
+
+def _read_journal(lock: LockRecord) -> Migration:
+    journal = lock.journal
+    return Migration(
+        migration_id=lock.operation,
+        volumes=tuple(str(journal["volumes"]).split(",")),
+        source=str(journal["source"]),
+        destination=str(journal["destination"]),
+        deadline=int(journal["deadline"]),
+        exporter=str(journal["exporter"]),
+        phase=Phase(str(journal["phase"])),
+    )
