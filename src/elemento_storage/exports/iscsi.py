@@ -4,12 +4,12 @@ Why tgtd's ``rdwr`` backing store and no flags: it writes by pwrite through the 
 flush and for FUA; its ``aio`` ignores SYNCHRONIZE CACHE, and direct writes over FUSE mix up concurrent requests.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
 
 from elemento_storage.engine.volume_engine import VolumeEngine
-from elemento_storage.errors import ExportFailed
 from elemento_storage.exports.attach import GuestDisk, attribute, libvirt_disk, qemu_arguments
 from elemento_storage.exports.base import Attachment, Endpoint, Presence, Probe
 from elemento_storage.exports.iscsi_probe import probe_iscsi
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 LUN: Final = 1
 _PROBE_S: Final = 5.0
 _EVERYBODY: Final = "ALL"
-_TRIES: Final = 5
+_NAMES: Final = ("iqn.", "eui.", "naa.")
 
 
 class IscsiExporter:
@@ -39,6 +39,7 @@ class IscsiExporter:
         # not let anybody past CHAP.
         self._probe_initiator = probe_initiator
         self._tids: dict[str, int] = {}
+        self._numbering = asyncio.Lock()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -65,17 +66,11 @@ class IscsiExporter:
     async def _new_target(self, record: ExportRecord) -> Target:
         # Nobody can log in before an address or a name is bound, which comes last.
         name = record.target_name
-        for _ in range(_TRIES):
+        async with self._numbering:
             tid = max((target.tid for target in (await self._all()).values()), default=0) + 1
-            try:
-                await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
-            except Refused as error:
-                if error.problem != Problem.TARGET_EXISTS:
-                    raise
-            else:
-                self._tids[name] = tid
-                return Target(tid, name)
-        raise ExportFailed("tgtd has no number left for a target")
+            await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
+            self._tids[name] = tid
+        return Target(tid, name)
 
     async def _new_lun(self, target: Target, record: ExportRecord, attachment: Attachment) -> None:
         # An account of the same name may be left of a target that was not taken away completely.
@@ -114,7 +109,7 @@ class IscsiExporter:
         else:
             wanted[f"initiator-name={self._probe_initiator}"] = self._probe_initiator
         for stale in set(target.acl) - set(wanted.values()):
-            kind = "initiator-name" if stale.startswith(("iqn.", "eui.", "naa.")) else "initiator-address"
+            kind = "initiator-name" if stale.startswith(_NAMES) else "initiator-address"
             await self.tgtd.execute(Mode.TARGET, Op.UNBIND, f"{kind}={stale}", tid=target.tid)
         for parameter, value in wanted.items():
             if value not in target.acl:
@@ -124,7 +119,7 @@ class IscsiExporter:
         """See Exporter.withdraw. tgtd joins the LUN's threads before it answers: no write is left in one of them."""
         if self.tgtd.pid is None:
             return
-        target = await self._find(TARGET_PREFIX + export_id)
+        target = await self._find(export_id if export_id.startswith(_NAMES) else TARGET_PREFIX + export_id)
         if target is not None:
             await self.tgtd.execute(Mode.TARGET, Op.DELETE, tid=target.tid, force=True)
             self._tids.pop(target.name, None)
