@@ -162,13 +162,19 @@ class VolumeEngine:
         present = await self._bridge.exports()
         names = {f"{_EXPORT}{export.export_id}": export for export in wanted}
         for export_id in present - names.keys():
-            await self._bridge.remove_export(export_id)
-            await self._bridge.execute("blockdev-del", {"node-name": export_id})
+            await self._remove_bridged(export_id)
         for export_id in names.keys() - present:
-            export = names[export_id]
-            layer = nbd_layer(export_id, server, export.name, read_only=not export.writable)
-            await self._bridge.execute("blockdev-add", layer)
-            await self._bridge.add_nbd(export_id, export.name, node=export_id, writable=export.writable)
+            export, node = names[export_id], _bridge_node(export_id)
+            # It is there already if we were killed after this step.
+            if not await self._bridge.has_node(node):
+                layer = nbd_layer(node, server, export.name, read_only=not export.writable)
+                await self._bridge.execute("blockdev-add", layer)
+            await self._bridge.add_nbd(export_id, export.name, node=node, writable=export.writable)
+
+    async def _remove_bridged(self, export_id: str) -> None:
+        await self._bridge.remove_export(export_id)
+        if await self._bridge.has_node(_bridge_node(export_id)):
+            await self._bridge.execute("blockdev-del", {"node-name": _bridge_node(export_id)})
 
     def _listener(self, daemon: StorageDaemon) -> Listener | None:
         try:
@@ -189,6 +195,9 @@ class VolumeEngine:
             listener = Listener(pid, Transport.TCP, export.host, export.port)
         address = self._address(listener)
         data = {key: value for key, value in address.items() if key != "type"}
+        # It listens already if we were killed before that was written down; nothing was served there then.
+        with contextlib.suppress(ExportFailed):
+            await daemon.execute("nbd-server-stop")
         # max-connections 0: the default of 100 is for all exports of the daemon, and a guest may open 16.
         await daemon.execute(
             "nbd-server-start", {"addr": {"type": address["type"], "data": data}, "max-connections": 0}
@@ -215,9 +224,8 @@ class VolumeEngine:
     async def remove_nbd(self, export_id: str) -> None:
         """Close an export and its connections; nothing of it is under way when this returns. Idempotent."""
         own = f"{_EXPORT}{export_id}"
-        if self._bridge.pid is not None and own in await self._bridge.exports():
-            await self._bridge.remove_export(own)
-            await self._bridge.execute("blockdev-del", {"node-name": own})
+        if self._bridge.pid is not None:
+            await self._remove_bridged(own)
         if self.daemon.pid is not None:
             for name in (f"{_BRIDGE_EXPORT}{export_id}", own):
                 await self.daemon.remove_export(name)
@@ -298,6 +306,11 @@ async def _wait_for_size(view: str, size_bytes: int) -> None:
         if asyncio.get_running_loop().time() > deadline:
             raise ExportFailed("the storage daemon does not show the image as a file: is FUSE there (/dev/fuse)?")
         await asyncio.sleep(0.02)
+
+
+def _bridge_node(export_id: str) -> str:
+    """A node's name has 31 characters at most; 28 hex digits of the export's id are as good as all."""
+    return f"b-{export_id.removeprefix(_EXPORT)[:28]}"
 
 
 def _fixed(size_bytes: int | None, *, read_only: bool) -> dict[str, object]:
