@@ -12,6 +12,7 @@ from elemento_storage.errors import ExportFailed
 from elemento_storage.exports.attach import GuestDisk, attribute, libvirt_disk, qemu_arguments
 from elemento_storage.exports.base import Attachment, Endpoint, Presence, Probe
 from elemento_storage.exports.record import ExportRecord, Protocol
+from elemento_storage.model import round_up_to_sector
 
 
 def nbd_export(record: ExportRecord, host: str) -> NbdExport:
@@ -64,10 +65,9 @@ class NbdExporter:
     async def probe(self, record: ExportRecord, attachment: Attachment) -> Probe:
         """See Exporter.probe."""
         answer = await attachment.engine.probe_nbd(nbd_export(record, self.host))
-        if answer.size_bytes != attachment.source.size_bytes:
-            raise ExportFailed(
-                f"the export has {answer.size_bytes} bytes, the volume {attachment.source.size_bytes}: was it grown?"
-            )
+        size_bytes = round_up_to_sector(attachment.source.size_bytes)  # as QEMU does with a raw image
+        if answer.size_bytes != size_bytes:
+            raise ExportFailed(f"the export has {answer.size_bytes} bytes, the volume {size_bytes}: was it grown?")
         return Probe(answer.latency_s)
 
     def endpoint(self, record: ExportRecord, engine: VolumeEngine, disk: GuestDisk) -> Endpoint:
