@@ -44,6 +44,7 @@ from elemento_storage.service.export_rules import MAY_EXPORT, Verdict
 from elemento_storage.undo import Reverter
 
 _INITIATOR: Final = re.compile(r"(iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.)[A-Za-z0-9.:_-]{1,200}", re.ASCII)
+_IS_LOCKED: Final = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
 _MOST_ADDRESSES: Final = 32
 # An image is checked before it is served if that takes a moment: the tables of so much data are 8 MB per 64 GB.
 _CHECKED_BYTES: Final = 64 * 10**9
@@ -165,7 +166,7 @@ class Exporting:
         try:
             findings = await qemu_img.check(path, volume.meta.format)
         except ToolFailed as error:
-            if "lock" in error.stderr:
+            if _IS_LOCKED.search(error.stderr):
                 return  # somebody has it open: starting the engine says so
             raise ImageDamaged("the image cannot be read; look at it with qemu-img check", findings={}) from error
         if findings.corruptions:
