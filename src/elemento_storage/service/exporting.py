@@ -82,6 +82,7 @@ class Exporting:
         self._markers = core.markers
         self._publisher = publisher
         self._reconciler = reconciler
+        self._ports_in_hand: set[int] = set()  # of exports that are being made
 
     # -- export --------------------------------------------------------------------------------------------
 
@@ -102,9 +103,13 @@ class Exporting:
             else:
                 self._require_exportable(held, client, markers, known)
                 record = self.new_record(held.volume, client, options, own)
-                require_one_path(record, own)
-                await self.check_image(held, own)
-                settled = await self._add(held, own, record)
+                self._ports_in_hand.add(record.port)
+                try:
+                    require_one_path(record, own)
+                    await self.check_image(held, own)
+                    settled = await self._add(held, own, record)
+                finally:
+                    self._ports_in_hand.discard(record.port)
                 known = Marker(marker_name(client, volume_id), client, record, fresh=True)
             volume = await held.reload()
             assert known.record is not None
@@ -149,7 +154,9 @@ class Exporting:
         for record in own:
             if record.port:
                 return record.port
-        taken = {record.port for wanted in self._reconciler.wanted.values() for record in wanted.records}
+        taken = self._ports_in_hand | {
+            record.port for wanted in self._reconciler.wanted.values() for record in wanted.records
+        }
         host = self._core.settings.export_address
         for port in self._core.settings.nbd_port_range:
             if port not in taken and _is_free(host, port):
