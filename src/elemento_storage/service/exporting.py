@@ -213,7 +213,13 @@ class Exporting:
 
     async def unexport(self, actor: Actor, volume_id: str, client: str) -> Volume:
         """Take the volume from a client; nothing if it has none. Raises VolumeNotFound, ExportFailed …"""
-        async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
+
+        def require_known(volume: Volume) -> None:
+            # A client may give up what it has, also of a volume that has become private since.
+            if actor.client != client or marker_name(client, volume_id) not in volume.markers:
+                actor.require_see(volume)
+
+        async with self._catalog.hold(volume_id, require_known) as held, self._publisher.changing(volume_id):
             markers = await self._markers.of(held)
             known = next((marker for marker in markers if marker.client == client), None)
             own = self._markers.own_records(markers)
