@@ -49,6 +49,7 @@ class Finished:
     stdout: str
     seconds: float
     status: int = 0
+    stderr: str = ""
 
 
 async def run(
@@ -113,7 +114,7 @@ async def run(
         raise ToolMissing(f"{argv[0]} is not installed; `make setup` installs it")
     if status not in expected:
         raise ToolFailed(list(argv), status, stderr)
-    return Finished("".join(collected), time.monotonic() - started, status)
+    return Finished("".join(collected), time.monotonic() - started, status, stderr)
 
 
 async def _kill_and_reap(child: asyncio.subprocess.Process, work: "asyncio.Future[tuple[None, str, int]]") -> None:

@@ -416,6 +416,11 @@ async def _wait_for_size(view: str, size_bytes: int) -> None:
         await asyncio.sleep(0.02)
 
 
+def _bridge_node(export_id: str) -> str:
+    """A node's name has 31 characters at most; 28 hex digits of the export's id are as good as all."""
+    return f"b-{export_id.removeprefix(_EXPORT)[:28]}"
+
+
 def _fixed(size_bytes: int | None, *, read_only: bool) -> dict[str, object]:
     options: dict[str, object] = {
         "driver": "raw",

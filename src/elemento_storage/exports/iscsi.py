@@ -25,7 +25,7 @@ LUN: Final = 1
 _PROBE_S: Final = 5.0
 _END_S: Final = 10.0
 _EVERYBODY: Final = "ALL"
-_TRIES: Final = 5
+_NAMES: Final = ("iqn.", "eui.", "naa.")
 
 
 class IscsiExporter:
@@ -40,6 +40,7 @@ class IscsiExporter:
         # tgtd lets in who matches an address *or* a name. Our own name for looking is known to nobody else, and does
         # not let anybody past CHAP.
         self._probe_initiator = probe_initiator
+        self._numbering = asyncio.Lock()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -66,16 +67,10 @@ class IscsiExporter:
     async def _new_target(self, record: ExportRecord) -> Target:
         # Nobody can log in before an address or a name is bound, which comes last.
         name = record.target_name
-        for _ in range(_TRIES):
+        async with self._numbering:
             tid = max((target.tid for target in (await self.tgtd.targets()).values()), default=0) + 1
-            try:
-                await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
-            except Refused as error:
-                if error.problem != Problem.TARGET_EXISTS:
-                    raise
-            else:
-                return Target(tid, name)
-        raise ExportFailed("tgtd has no number left for a target")
+            await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
+        return Target(tid, name)
 
     async def _new_lun(self, target: Target, record: ExportRecord, path: str, *, thin: bool) -> None:
         # An account of the same name may be left of a target that was not taken away completely.
@@ -123,7 +118,7 @@ class IscsiExporter:
         """See Exporter.withdraw."""
         if self.tgtd.pid is None:
             return
-        target = await self._find(TARGET_PREFIX + export_id)
+        target = await self._find(export_id if export_id.startswith(_NAMES) else TARGET_PREFIX + export_id)
         if target is not None:
             await self._end_sessions(target)
             for account in target.accounts:

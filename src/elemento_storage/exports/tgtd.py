@@ -39,6 +39,7 @@ class Mode(IntEnum):
     SYSTEM = 0
     TARGET = 1
     LOGICAL_UNIT = 2
+    PORTAL = 3
     CONNECTION = 6
     ACCOUNT = 7
 
@@ -145,7 +146,16 @@ class Tgtd:
                     raise ExportFailed(f"tgtd does not start on {self.portal}: {self._log_tail()}") from None
                 await asyncio.sleep(0.005)
             else:
-                return
+                break
+        # tgtd that cannot have its portal listens on port 3260 of every address of the machine instead.
+        portals = [line.partition(": ")[2].partition(",")[0] for line in (await self._portals()).splitlines()]
+        if portals != [self.portal]:
+            reason = self._log_tail()
+            await self.kill()
+            raise ExportFailed(f"tgtd cannot listen on {self.portal}: {reason}")
+
+    async def _portals(self) -> str:
+        return await self.execute(Mode.PORTAL, Op.SHOW)
 
     def _lives(self) -> bool:
         return self.pid is not None
@@ -156,7 +166,8 @@ class Tgtd:
                 lines = [line for line in file.read()[-4096:].splitlines() if "RDMA" not in line]
         except OSError:
             return "it said nothing"
-        return lines[-1] if lines else "it said nothing"
+        telling = [line for line in lines if "unable to" in line] or lines
+        return telling[-1].partition(") ")[2] or telling[-1] if telling else "it said nothing"
 
     @property
     def speaks_nbd(self) -> bool:
@@ -170,10 +181,10 @@ class Tgtd:
         except OSError:
             return False
 
-    async def stop(self) -> None:
-        """End it. Raises ExportFailed."""
+    async def kill(self) -> None:
+        """End it at once; it takes no notice of SIGTERM. Raises ExportFailed."""
         pid = self.pid
-        if pid is not None and not await process.end_daemon(pid, grace_s=5.0):
+        if pid is not None and not await process.end_daemon(pid, grace_s=0.0):
             raise ExportFailed(f"tgtd {pid} does not end")
 
     async def execute(
