@@ -96,7 +96,7 @@ class Server:
             Protocol.NBD: NbdExporter(nbd),
             Protocol.LOCAL: LocalExporter(nbd),
         }
-        publisher = Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd)
+        publisher = Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd, core.markers.server_id)
 
         def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
             announce_export(self.feed, wanted, record, status)

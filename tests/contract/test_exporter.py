@@ -83,9 +83,11 @@ class Rig:
             {kind.protocol: exporter},
             NBD,
             lambda: isinstance(exporter, IscsiExporter) and exporter.tgtd.speaks_nbd,
+            uid(1),
         )
 
     def restarted(self) -> "Rig":
+        self.publisher.release()
         other = Rig(self.kind, self.image_format, self.location, self.run_dir, self.port)
         other.size, other._records, other._nbd_port = self.size, self._records, self._nbd_port
         return other

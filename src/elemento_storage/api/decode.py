@@ -115,6 +115,8 @@ def _invalid(error: msgspec.ValidationError, keys: tuple[_Key, ...], wanted: Map
     key = next((key for key in keys if key.name == name), None)
     if key is None:
         return InvalidValue(text)
+    if isinstance(wanted[name], dict):
+        return InvalidValue(f"'{name}': {text[:1].lower()}{text[1:]}", key=name)
     nested = "" if isinstance(wanted[name], str | int | float | bool) else f" ({text})"
     return InvalidValue(f"'{name}' is {_show(wanted[name])}, it has to be {key.allowed}{nested}", key=name)
 

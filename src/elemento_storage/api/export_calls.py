@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from elemento_storage.api.auth import INFRASTRUCTURE_UID
 from elemento_storage.api.call import Call, Context, Kind
 from elemento_storage.api.schemas import (
     ExportAnswer,
@@ -25,6 +26,7 @@ from elemento_storage.errors import (
     ImageDamaged,
     ImageInUse,
     InvalidValue,
+    MissingKey,
     NotExportable,
     NotOwner,
     ProtocolsExclude,
@@ -39,10 +41,16 @@ from elemento_storage.service.exporting import ExportOptions, ExportView
 
 async def export(ctx: Context, request: ExportRequest) -> ExportAnswer:
     """Put a volume within reach of a client; the same again when it is already. It serves when the answer comes."""
+    _require_client(request.client_uid)
     view = await ctx.services.exporting.export(
         ctx.actor(request.client_uid), request.volume_id, request.client_uid, export_options(request)
     )
     return export_answer(view)
+
+
+def _require_client(client_uid: str) -> None:
+    if client_uid == INFRASTRUCTURE_UID:  # filled in for an admin's token that names nobody
+        raise MissingKey("client_uid")
 
 
 async def unexport(ctx: Context, request: UnexportRequest) -> UnexportAnswer:
@@ -50,6 +58,7 @@ async def unexport(ctx: Context, request: UnexportRequest) -> UnexportAnswer:
 
     Nothing if it has none. The owner may take it from anybody.
     """
+    _require_client(request.client_uid)
     # A token says who takes it away; without one it is the client itself.
     actor = ctx.actor(None) if ctx.caller.is_user else ctx.actor(request.client_uid)
     await ctx.services.exporting.unexport(actor, request.volume_id, request.client_uid)

@@ -1,6 +1,7 @@
 """Makes what is served of one volume what its records say: the same steps for an export, an unexport and a repair."""
 
 import contextlib
+import fcntl
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -48,13 +49,55 @@ class Publisher:
         exporters: Mapping[Protocol, Exporter],
         nbd: NbdServerSettings,
         luns_speak_nbd: Callable[[], bool],
+        server_id: str,
     ) -> None:
         self.exporters = exporters
+        self._run_directory = run_directory
+        self._server_id = server_id
+        self._claim: int | None = None
         self._volumes = f"{run_directory}/v"
         self._nbd = nbd
         self._luns_speak_nbd = luns_speak_nbd
         self._engines: dict[str, VolumeEngine] = {}
         self._one_at_a_time = KeyedLocks()
+
+    def claim(self) -> None:
+        """Make the run directory ours for as long as this process lives. Raises ExportFailed when it is another's.
+
+        Two servers in one directory would each withdraw what the other serves.
+        """
+        if self._claim is not None:
+            return
+        try:
+            os.makedirs(self._volumes, mode=0o700, exist_ok=True)
+            descriptor = os.open(f"{self._run_directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ExportFailed(f"the run-dir {self._run_directory} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owner = os.read(descriptor, 64).decode("ascii", "replace").strip()
+            if owner not in ("", self._server_id) and os.listdir(self._volumes):
+                raise ExportFailed(
+                    f"the run-dir {self._run_directory} belongs to another server ({owner}), whose exports may still "
+                    "run: give this one a run-dir of its own, or the state-dir it had"
+                )
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, self._server_id.encode(), 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ExportFailed(
+                f"another server works with the run-dir {self._run_directory}: give this one its own"
+            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._claim = descriptor
+
+    def release(self) -> None:
+        """Let the next process have the run directory; what is served stays."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def engine(self, volume_id: str) -> VolumeEngine:
         """The engine of a volume, running or not."""
@@ -82,6 +125,7 @@ class Publisher:
 
         Raises ExportFailed when something that shall go does not, ImageInUse, ImageDamaged.
         """
+        self.claim()
         engine = self.engine(source.volume_id)
         wanted = {record.export_id: record for record in records}
         await self.withdraw_others(source.volume_id, records)
@@ -106,6 +150,16 @@ class Publisher:
         await self.withdraw_others(volume_id, ())
         await engine.stop()
         self._engines.pop(volume_id, None)
+
+    async def sweep(self, volume_id: str) -> None:
+        """Remove a run directory that cannot be understood, unless something lives in it. Raises ExportFailed."""
+        engine = self.engine(volume_id)
+        if engine.pids:
+            raise ExportFailed(
+                f"volume {volume_id} is served by pids {engine.pids}, and what its run directory says of it is not "
+                "understood: was it made by a newer version?"
+            )
+        await self.withdraw_all(volume_id)
 
     async def withdraw_others(self, volume_id: str, records: Sequence[ExportRecord]) -> None:
         """Serve nothing but these of a volume. Raises ExportFailed."""

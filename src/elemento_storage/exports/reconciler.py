@@ -20,10 +20,11 @@ from typing import Final
 from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.markers import marker_names, read_marker, touch_markers
+from elemento_storage.catalog.settings import SETTINGS_FILE
 from elemento_storage.config import Settings
 from elemento_storage.disk import within
 from elemento_storage.engine.volume_engine import Source
-from elemento_storage.errors import StorageError
+from elemento_storage.errors import ExportFailed, StorageError
 from elemento_storage.exports.base import Attachment, Presence
 from elemento_storage.exports.publisher import Publisher, ServedVolume
 from elemento_storage.exports.record import ExportRecord, Protocol, decode_record
@@ -92,6 +93,7 @@ class Reconciler:
         self.status: dict[str, ExportStatus] = {}
         self.wanted: dict[str, Wanted] = {}
         self.orphans: list[Orphan] = []
+        self.problem: str | None = None  #: why nothing is looked after at all
         self._settings = settings
         self._catalog = catalog
         self._publisher = publisher
@@ -119,6 +121,7 @@ class Reconciler:
             await asyncio.wait(tasks, timeout=_STOP_S)
         for pid in list(self._watched):
             self._unwatch(pid)
+        self._publisher.release()
 
     def wake(self) -> None:
         """Look now."""
@@ -142,6 +145,17 @@ class Reconciler:
     async def look(self) -> None:
         """Compare, mend, probe and touch once."""
         await self._read_wanted()
+        try:
+            self._publisher.claim()
+            self.problem = None
+        except ExportFailed as error:
+            if self.problem != error.message:
+                log.error("no exports are looked after: %s", error)
+            self.problem = error.message
+            for wanted in self.wanted.values():
+                for record in wanted.records:
+                    self._set(wanted, record, reason=error.message)
+            return
         present = await self._present()
         # After the daemons were asked: what they serve was written down before.
         served = await asyncio.to_thread(self._publisher.served)
@@ -190,6 +204,8 @@ class Reconciler:
         try:
             names = marker_names(directory)
         except FileNotFoundError:
+            # A volume is gone only where its location is still there; else its disk is, and its guests keep theirs.
+            os.stat(f"{os.path.dirname(directory)}/{SETTINGS_FILE}")
             return ()
         for name in names:
             content = read_marker(directory, name)
@@ -349,12 +365,15 @@ class Reconciler:
                 known |= state.exports.keys()
             if volume_id in self.wanted:
                 continue
-            if state is not None and not await self._is_unwanted(state):
+            if state is None:
+                await self._quietly(self._publisher.sweep(volume_id))
                 continue
-            orphans += [Orphan(one, volume_id, protocol) for one, protocol in (state.exports if state else {}).items()]
+            if not await self._is_unwanted(state):
+                continue
+            orphans += [Orphan(one, volume_id, protocol) for one, protocol in state.exports.items()]
             log.warning("volume %s is served and no marker asks for it: it is withdrawn", volume_id)
             async with self._publisher.changing(volume_id):
-                if state is None or await self._is_unwanted(state):
+                if await self._is_unwanted(state):
                     await self._quietly(self._publisher.withdraw_all(volume_id))
         wanted = {record.export_id for one in self.wanted.values() for record in one.records}
         for protocol, found in present.items():
@@ -384,8 +403,8 @@ class Reconciler:
     async def _quietly(self, work: Awaitable[None]) -> None:
         try:
             await work
-        except StorageError as error:
-            log.error("an export that nobody asked for cannot be withdrawn: %s", error)
+        except (StorageError, OSError) as error:
+            log.error("what nobody asked for cannot be withdrawn: %s", error)
 
     # -- daemons that die ----------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Who serves a volume, as the markers in its directory say."""
 
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ from elemento_storage.catalog.catalog import Held
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.markers import marker_names, read_marker
+from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.errors import VolumeExported
 from elemento_storage.exports.record import ExportRecord, client_of, decode_record
-from elemento_storage.model import MARKER_SUFFIX, TARGET_PREFIX, Volume
+from elemento_storage.model import MARKER_SUFFIX, TARGET_PREFIX, Volume, VolumeFormat
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class ExportMarkers:
         return marker.fresh or (marker.record is not None and marker.record.server == self.server_id)
 
     async def require_unexported(self, held: Held) -> None:
-        """Raises VolumeExported when anybody serves the volume, or is to."""
-        if any(self.counts(marker) for marker in await self.of(held)):
+        """Raises VolumeExported when anybody serves the volume, or is to; ImageInUse when it is open nevertheless."""
+        markers = await self.of(held)
+        if any(self.counts(marker) for marker in markers):
             raise VolumeExported("the volume is exported: unexport it first", volume_id=held.volume.volume_id)
+        if markers and held.volume.meta.format is not VolumeFormat.RBD:
+            # Stale, and yet the daemons of a server that is down may serve on: they hold the image's lock.
+            path = f"{held.place.directory}/{held.volume.meta.format.data_file}"
+            with os_errors(held.location):
+                os.close(await held.place.disk.run(lock_image, path, read_only=False))

@@ -40,9 +40,9 @@ from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Orphan, Reconciler, Wanted
 from elemento_storage.exports.record import PATH_OF, ExportRecord, Limits, PathKind, Protocol, client_of, new_secret
 from elemento_storage.faultpoints import reached
-from elemento_storage.feed import Feed
+from elemento_storage.feed import Audience, Feed
 from elemento_storage.model import Volume, VolumeFormat, marker_name, utc_now
-from elemento_storage.service.access import Actor, audience
+from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.export_markers import Marker
 from elemento_storage.service.export_rules import MAY_EXPORT, Verdict
@@ -325,6 +325,11 @@ class Exporting:
                 ]
         return found
 
+    @property
+    def problem(self) -> str | None:
+        """Why this server can serve nothing at all."""
+        return self._reconciler.problem
+
     def watched(self) -> list[tuple[ExportRecord, ExportStatus]]:
         """What this server is to serve, and how it is."""
         return [
@@ -387,13 +392,12 @@ def source_of(core: Core, location: Location, volume: Volume) -> Source:
 
 
 def announce_export(feed: Feed, wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
-    """Tell those who may know of the volume how its export is now."""
-    seen_by = audience(wanted.volume)
+    """Tell the volume's owner how its export is now; to whom it is made is nobody else's business."""
     feed.publish(
         "export",
         record.volume_id,
         before=None,
-        after=seen_by,
+        after=Audience(owner=wanted.volume.meta.creator_id, private=True),
         client_uid=record.client,
         protocol=record.protocol.value,
         healthy=status.healthy,

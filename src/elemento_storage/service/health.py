@@ -21,6 +21,8 @@ async def health_problems(core: Core, exporting: Exporting, migrating: Migrating
 
 
 def _export_problems(exporting: Exporting) -> list[str]:
+    if exporting.problem and exporting.watched():
+        return [exporting.problem]
     problems = [
         f"volume {record.volume_id} is not served to {record.client} over {record.protocol}: {status.reason}"
         for record, status in exporting.watched()

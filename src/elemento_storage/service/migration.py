@@ -484,10 +484,18 @@ class Migrating:
         for one in reversed(self._ended.values()):
             if one.migration_id == migration_id or (migration_id is None and volume_id in one.volumes):
                 await self._require_change(actor, one.volumes)
+                if volume_id is not None and not await self._is_still_so(one, volume_id):
+                    break  # the answer would be about a migration that something else came after
                 if one.phase is done:
                     return one
                 raise MigrationConflict(f"the migration {one.migration_id} was {one.phase}", migration=one.migration_id)
         raise MigrationNotFound("no such live migration is under way", migration=migration_id, volume_id=volume_id)
+
+    async def _is_still_so(self, ended: EndedMigration, volume_id: str) -> bool:
+        location, volume = await self._catalog.find(volume_id, lambda _: None)
+        own = self._core.markers.own_records(await self._core.markers.read(location, volume))
+        left = ended.source if ended.phase is Phase.CONCLUDED else ended.destination
+        return all(record.client != left for record in own)
 
     async def _remember(self, migration: Migration, done: Phase) -> None:
         self._ended.pop(migration.migration_id, None)
