@@ -26,7 +26,6 @@ from bench.measure import alternate
 from elemento_storage.model import VolumeFormat
 
 _START_S = 10.0
-_INITIATOR = "iqn.2004-10.cloud.elemento:client:bench"
 TRANSPORTS = ("iscsi", "unix", "tcp")
 
 
@@ -130,8 +129,7 @@ class ByHand:
         thin = f"thin_provisioning={int(is_plain)}"
         self._tgtadm("update", "logicalunit", "--tid", tid, "--lun", 1, "--params", thin)
         self._tgtadm("bind", "target", "--tid", tid, "--initiator-address", "ALL")
-        address = {"driver": "iscsi", "transport": "tcp", "portal": self._portal, "target": target, "lun": 1}
-        return IscsiDisk({**address, "initiator-name": _INITIATOR})
+        return IscsiDisk(f"iscsi://{self._portal}/{target}/1")
 
     def _start_tgtd(self) -> None:
         self._portal = f"127.0.0.1:{free_port()}"

@@ -18,8 +18,8 @@ from elemento_storage.model import VolumeFormat
 TITLE = "Reading and writing through an export"
 REMARKS = [
     "Ours is what `export` made. By hand: one qemu-storage-daemon per image and one tgtd for all, with the best "
-    "options that lose no data (`python -m bench.byhand` compares them): page cache, `aio=io_uring`, an iothread, tgtd's "
-    " `rdwr` store without flags and its 16 threads, FUSE for qcow2 over iSCSI.",
+    "options that lose no data (`python -m bench.byhand` compares them): page cache, `aio=io_uring`, an iothread, "
+    "tgtd's `rdwr` store without flags and its 16 threads, FUSE for qcow2 over iSCSI.",
     "Images of the same size, full of data. What both sides write goes to the page cache, as nothing asks for a flush "
     "but a guest; before each run what waits to be written is written. The same client for both: fio over NBD, "
     "`qemu-img bench` over iSCSI (with a long stride in place of random offsets), on the same cores as the daemons.",
@@ -80,16 +80,8 @@ def our_disk(server: LiveServer, volume_id: str, transport: str, size: int) -> D
     where = answer["endpoint"]
     if transport != "iscsi":
         return NbdDisk(where["uri"], size)
-    options = {
-        "driver": "iscsi",
-        "transport": "tcp",
-        "portal": where["portal"],
-        "target": where["target"],
-        "lun": where["lun"],
-        "initiator-name": where["initiator"],
-        "user": answer["credentials"]["user"],
-    }
-    return IscsiDisk(options, answer["credentials"]["password"])
+    user, password = answer["credentials"]["user"], answer["credentials"]["password"]
+    return IscsiDisk(f"iscsi://{user}%{password}@{where['portal']}/{where['target']}/{where['lun']}")
 
 
 def _row(context: Context, pair: _Pair, load: Load, seconds: float) -> Row:

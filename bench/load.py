@@ -88,11 +88,8 @@ class NbdDisk:
 class IscsiDisk:
     """``qemu-img bench``, which counts requests and not seconds: how many was learnt by a first, short run."""
 
-    def __init__(self, options: Mapping[str, object], password: str = "") -> None:
-        self._objects = ("--object", f"secret,id=password,data={password}") if password else ()
-        if password:
-            options = {**options, "password-secret": "password"}
-        self._options = ",".join(f"{key}={value}" for key, value in options.items())
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
         self._expected: dict[Load, float] = {}
 
     def rate(self, load: Load, seconds: float) -> float:
@@ -107,7 +104,7 @@ class IscsiDisk:
         step = ("-S", _STRIDE) if load.is_random else ()
         flags = ("-c", count, "-d", load.depth, "-s", load.block, *step, *(("-w",) if load.is_write else ()))
         program = require_program("qemu-img", "qemu-utils")
-        command = words([program, "bench", *self._objects, *flags, "--image-opts", self._options])
+        command = words([program, "bench", "-f", "raw", *flags, self._uri])
         output = subprocess.run(command, capture_output=True, text=True, check=False)
         found = output.stdout.rpartition("Run completed in ")[2].partition(" ")[0]
         if output.returncode or not found:
