@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import convert, create, info, listing, machine, report, scan
+from bench import convert, create, exports, info, listing, machine, recovery, report, scan
 from bench.context import BUILD, ROOT, Context, work_directory
 from bench.measure import Section
 
@@ -18,6 +18,8 @@ _BENCHES: dict[str, Callable[[Context], Section]] = {
     "scan": scan.run,
     "info": info.run,
     "convert": convert.run,
+    "exports": exports.run,
+    "recovery": recovery.run,
 }
 
 
@@ -25,12 +27,14 @@ def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare this server with its peers.")
     parser.add_argument("--only", choices=_BENCHES, action="append", help="this one alone; the others' results stay")
-    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "bench.md", help="the page to write")
+    parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; another page")
+    parser.add_argument("--output", type=Path, help="the page to write, docs/bench.md if not said")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
 
-    raw = BUILD / "bench.json"
+    # What was done in a hurry never takes the place of what was done thoroughly.
+    raw = BUILD / ("bench-quick.json" if options.quick else "bench.json")
+    output = options.output or (BUILD / "bench-quick.md" if options.quick else ROOT / "docs" / "bench.md")
     command = " ".join([".venv/bin/python -m bench", *sys.argv[1:]])
     runs = report.load(raw)
     for name in options.only or _BENCHES:
@@ -43,7 +47,7 @@ def main() -> None:
         runs[name] = report.Run(section, command, date, options.quick, facts)
         runs = {known: runs[known] for known in _BENCHES if known in runs}
         report.save(raw, runs)
-        options.output.write_text(report.page(runs), encoding="utf-8")
+        output.write_text(report.page(runs), encoding="utf-8")
         for row in section.rows:
             print(f"  {row.what}: {row.ours}  {row.peer_name} {row.peer or ''}", file=sys.stderr)
         print(f"  took {time.monotonic() - started:.0f} s", file=sys.stderr)

@@ -43,6 +43,7 @@ class Context:
         finally:
             if server.process is not None:
                 server.stop()
+            server.clean_exports()
             server.http.close()
             shutil.rmtree(state, ignore_errors=True)
             server.log_path.unlink(missing_ok=True)

@@ -54,11 +54,20 @@ class Row(msgspec.Struct, frozen=True):
     peer_name: str = ""
     peer: Figures | None = None
     goal: Goal | None = None
+    paired: bool = False  #: the sides' values belong together, round by round
 
     @property
     def ratio(self) -> float | None:
         """Our median over the peer's."""
         return None if self.peer is None else self.ours.median / self.peer.median
+
+    @property
+    def ratio_spread(self) -> tuple[float, float] | None:
+        """Of the ratios of the single rounds: what hits a round hits both of its sides."""
+        if self.peer is None or not self.paired:
+            return None
+        pairs = zip(self.ours.values, self.peer.values, strict=True)
+        return Figures("×", tuple(ours / peer for ours, peer in pairs)).spread
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -77,6 +86,7 @@ def compare(
     *,
     at_most: float | None = None,
     at_least: float | None = None,
+    paired: bool = False,
 ) -> Row:
     """A row with both sides; the goal is a bound on the ratio ours/peer."""
     ratio = ours.median / peer.median
@@ -85,7 +95,7 @@ def compare(
         goal = Goal(f"≤ {at_most:g}×", ratio <= at_most)
     elif at_least is not None:
         goal = Goal(f"≥ {at_least:g}×", ratio >= at_least)
-    return Row(what, ours, peer_name, peer, goal)
+    return Row(what, ours, peer_name, peer, goal, paired)
 
 
 def bounded(what: str, ours: Figures, *, at_most: float) -> Row:

@@ -41,7 +41,8 @@ def page(runs: Mapping[str, Run]) -> str:
         "Made by `make bench`, which installs the tools and runs `.venv/bin/python -m bench`. Both sides of a line",
         "ran on the same machine and file system in the same run, taking turns. Shown are the median and, in brackets,",
         "p10–p90 (the extremes of fewer than ten values). The ratio is our median over the peer's: for times less is",
-        "better, for rates (*per s*) more. Figures of another machine are made there, by the same command.",
+        "better, for rates (*per s*, *MB/s*, *IOPS*) more; the bracket behind it is that of the single rounds. Figures",
+        "of another machine are made there, by the same command.",
         "",
         "| | |",
         "|---|---|",
@@ -59,6 +60,8 @@ def _table(rows: list[Row]) -> list[str]:
     lines = ["| | ours | peer | peer's | ratio | goal | met |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{shown(row.ratio)}×"
+        if row.ratio_spread is not None:
+            ratio += f" ({shown(row.ratio_spread[0])}–{shown(row.ratio_spread[1])})"
         goal, met = ("", "") if row.goal is None else (row.goal.text, "yes" if row.goal.met else "**no**")
         lines.append(f"| {row.what} | {row.ours} | {row.peer_name} | {row.peer or ''} | {ratio} | {goal} | {met} |")
     return lines
