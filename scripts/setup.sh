@@ -12,10 +12,10 @@ fail() { say "$*"; exit 1; }
 . /etc/os-release
 [ "${ID:-}" = debian ] || fail "this needs Debian 12 or 13 (found ${PRETTY_NAME:-an unknown system}); install the packages named in scripts/setup.sh by hand and call the .venv part yourself"
 
-packages=(python3 python3-venv util-linux qemu-utils tgt fuse3 samba samba-common-bin libnss-wrapper)
+packages=(python3 python3-venv util-linux qemu-utils tgt fuse3 samba samba-common-bin libnss-wrapper make gcc libc6-dev)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio smbclient gnutls-bin)
-    packages+=(qemu-system-x86 libvirt-clients gcc libc6-dev)
+    packages+=(qemu-system-x86 libvirt-clients libxml2-utils)
 fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk); fi
 
@@ -92,3 +92,6 @@ for file in "${requirements[@]}"; do
     "${pip[@]}" --force-reinstall --no-deps --no-build-isolation -e . 2>/dev/null || "${pip[@]}" --force-reinstall --no-deps -e .
     echo "$wanted" >"$stamp"
 done
+
+# Lets tgtd serve qcow2 images without a detour over FUSE; the server runs without it too, slower.
+make --quiet -C native || say "native/ was not built: iSCSI on qcow2 goes over FUSE, which is slower"

@@ -116,20 +116,24 @@ class QemuIo:
 
     def write(self, offset: int, length: int, pattern: int, timeout_s: float = SLOW_S) -> None:
         """Write and flush, as a guest's file system would. Raises ClientFailed, NoAnswer."""
-        self.succeed(f"write -P {pattern} {offset} {length}", timeout_s)
-        self.succeed("flush", timeout_s)
+        self.succeed(f"write -P {pattern} {offset} {length}", f"wrote {length}/{length} bytes", timeout_s)
+        self.flush(timeout_s)
 
-    def succeed(self, command: str, timeout_s: float = SLOW_S) -> str:
-        """One command that has to go well. Raises ClientFailed, NoAnswer."""
+    def flush(self, timeout_s: float = SLOW_S) -> None:
+        """Have everything on the disk. Raises ClientFailed, NoAnswer."""
+        self.succeed("flush", timeout_s=timeout_s)
+
+    def succeed(self, command: str, said_then: str = "", timeout_s: float = SLOW_S) -> str:
+        """One command that has to go well, and what it says then. Raises ClientFailed, NoAnswer."""
         said = self.ask(command, timeout_s)
-        if any(word in said for word in ("failed", "rror", "invalid", "not supported")):
+        if said_then not in said or any(word in said for word in ("failed", "rror", "invalid", "not supported")):
             raise ClientFailed(f"{command}: {said}")
         return said
 
     def reads(self, offset: int, length: int, pattern: int, timeout_s: float = SLOW_S) -> bool:
         """Whether every byte of the range is this one."""
         said = self.ask(f"read -P {pattern} {offset} {length}", timeout_s)
-        if "read failed" in said:
+        if f"read {length}/{length} bytes" not in said:
             raise ClientFailed(said)
         return "Pattern verification failed" not in said
 

@@ -216,10 +216,19 @@ def _validate_exports(settings: Settings) -> None:
             f"run-dir is {settings.run_dir!r}, it has to be an absolute path of at most {_LONGEST_RUN_DIR} bytes: "
             "the name of a Unix socket has room for 107"
         )
+    if not re.fullmatch(r"[A-Za-z0-9/._-]+", settings.run_dir, re.ASCII):
+        raise ConfigurationError(
+            f"run-dir is {settings.run_dir!r}, it has to be of letters, digits and ._-/: tgtd takes no other path"
+        )
     try:
-        ipaddress.ip_address(settings.export_address)
+        address = ipaddress.ip_address(settings.export_address)
     except ValueError:
         raise ConfigurationError(f"export-address is {settings.export_address!r}, it has to be an IP address") from None
+    if address.is_unspecified:
+        raise ConfigurationError(
+            f"export-address is {settings.export_address}, which is no address a hypervisor could connect to: "
+            "give the one of this machine's network"
+        )
     if settings.nbd_tls is NbdTls.X509:
         for name in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
             if not os.path.isfile(os.path.join(settings.nbd_tls_dir, name)):

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _STDERR_KEPT = 4096
 _REAP_TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 10.0
+_KERNEL_THREAD = 0x00200000  # PF_KTHREAD of Linux; they have no command line
 _OOM_SCORE = -500  # under memory pressure the kernel ends a guest or a cache before the disk of twenty guests
 _DETACH = 'exec >>"$1" 2>&1 </dev/null; echo $$ >"$0.new" && mv "$0.new" "$0" || exit; shift; exec "$@"'
 
@@ -48,6 +49,7 @@ class Finished:
     stdout: str
     seconds: float
     status: int = 0
+    stderr: str = ""
 
 
 async def run(
@@ -112,7 +114,7 @@ async def run(
         raise ToolMissing(f"{argv[0]} is not installed; `make setup` installs it")
     if status not in expected:
         raise ToolFailed(list(argv), status, stderr)
-    return Finished("".join(collected), time.monotonic() - started, status)
+    return Finished("".join(collected), time.monotonic() - started, status, stderr)
 
 
 async def _kill_and_reap(child: asyncio.subprocess.Process, work: "asyncio.Future[tuple[None, str, int]]") -> None:
@@ -200,9 +202,12 @@ def daemon_pid(pid_file: str, named: str) -> int | None:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             command_line = file.read()
-        if not command_line:  # in the middle of an exec, or a zombie
+        if not command_line:  # in the middle of an exec, about to end, a zombie, or the kernel's own
             with open(f"/proc/{pid}/stat", "rb") as file:
-                return None if file.read().rpartition(b") ")[2][:1] in b"ZX" else pid
+                state, *_, flags = file.read().rpartition(b") ")[2].split()[:7]
+            # A zombie's threads may still end, and until they have, its files are open and locked.
+            is_gone = state in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) <= 1
+            return None if is_gone or int(flags) & _KERNEL_THREAD else pid
     except OSError:
         return None
     return pid if os.fsencode(named) in command_line else None

@@ -1,6 +1,7 @@
 """What a long operation says about itself while it runs, and how it learns that it should stop."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 from elemento_storage.errors import JobCancelled
@@ -17,6 +18,7 @@ class Progress:
         self.phase = ""
         self._changed = changed
         self._committed = False
+        self._turn = threading.Lock()  #: the work may commit in a thread
 
     def advance(self, fraction: float, phase: str | None = None) -> None:
         """Report how much is done, 0 to 1, and in which phase."""
@@ -32,11 +34,13 @@ class Progress:
 
     def commit(self) -> None:
         """The point of no return: a last look, then a cancel comes too late."""
-        self.check()
-        self._committed = True
+        with self._turn:
+            self.check()
+            self._committed = True
 
     def request_cancel(self) -> bool:
         """Ask the work to stop; False when it is past the point of no return."""
-        if not self._committed:
-            self.cancelled.set()
-        return not self._committed
+        with self._turn:
+            if not self._committed:
+                self.cancelled.set()
+            return not self._committed

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from elemento_storage.api.app import Api
 from elemento_storage.api.auth import Authenticator
+from elemento_storage.api.connection import Connection
 from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.config import Auth, Settings
 from elemento_storage.disk import Disk
@@ -34,6 +34,7 @@ from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core, announce
+from elemento_storage.service.create import Creating
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
@@ -48,7 +49,6 @@ from elemento_storage.stores.directory import DirectoryStore
 log = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 10.0
-_MOST_HEAD_BYTES = 512 * 1024  # one read of the transport may hold that much of a body as well
 
 
 class Server:
@@ -75,6 +75,7 @@ class Server:
         exporting = self._build_exports(core)
         self.services = Services(
             core=core,
+            creating=Creating(core),
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),
@@ -89,14 +90,13 @@ class Server:
         host = settings.export_address
         probe_initiator = f"iqn.2004-10.cloud.elemento:probe:{secrets.token_hex(16)}"
         nbd = NbdServerSettings(host, settings.nbd_tls, settings.nbd_tls_dir)
+        tgtd = Tgtd(settings.run_dir, host, settings.iscsi_port)
         exporters: dict[Protocol, Exporter] = {
-            Protocol.ISCSI: IscsiExporter(
-                Tgtd(settings.run_dir, host, settings.iscsi_port), host, settings.iscsi_port, probe_initiator
-            ),
+            Protocol.ISCSI: IscsiExporter(tgtd, host, settings.iscsi_port, probe_initiator),
             Protocol.NBD: NbdExporter(nbd),
             Protocol.LOCAL: LocalExporter(nbd),
         }
-        publisher = Publisher(settings.run_dir, exporters, nbd)
+        publisher = Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd)
 
         def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
             announce_export(self.feed, wanted, record, status)
@@ -155,29 +155,6 @@ def _identity(settings: Settings) -> str:
         ) from error
 
 
-class _LimitedProtocol(HttpToolsProtocol):
-    """httptools takes headers of any length, from anybody: hang up on those that do not end."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MOST_HEAD_BYTES:
-                self.transport.close()
-                return
-        super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_complete()
-
-
 class _HttpServer(uvicorn.Server):
     """Leaves the signals to us: uvicorn raises them again when it is done, before we have stopped."""
 
@@ -203,7 +180,7 @@ async def _serve(settings: Settings) -> None:
     server = Server(settings)
     config = uvicorn.Config(
         server.api,
-        http=_LimitedProtocol,
+        http=Connection,
         lifespan="off",
         ws="none",
         log_config=None,

@@ -147,3 +147,40 @@ def test_addresses_of_this_machine_only(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", ""])
 def test_addresses_others_can_reach(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "run_dir", ["run", "", f"/{'x' * 60}", "/run/a,b", "/run/a b", "/run/é", "/run/a\n", "/run/a%b"]
+)
+def test_a_run_directory_that_would_not_work(run_dir: str) -> None:
+    with pytest.raises(ConfigurationError, match="run-dir"):
+        loaded(run_dir=run_dir)
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "10.0.0", "0.0.0.0", "::", "10.0.0.1/32", "10.0.0.1:3260"])
+def test_an_address_that_no_hypervisor_can_use(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="export-address"):
+        loaded(export_address=address)
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"), [("10809-10811", [10809, 10810, 10811]), ("5000", [5000]), ("65535-65535", [65535])]
+)
+def test_ports_for_nbd(text: str, ports: list[int]) -> None:
+    assert list(loaded(nbd_ports=text).nbd_port_range) == ports
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-", "2-1", "1-", "-5", "0-5", "5-65536", "99999", "1-2-3", "a-b", "1 - 2", "\u0661"]
+)
+def test_what_is_no_range_of_ports(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="nbd-ports"):
+        loaded(nbd_ports=text)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "x"])
+def test_what_is_no_port(port: str) -> None:
+    with pytest.raises(ConfigurationError, match="iscsi-port"):
+        loaded(iscsi_port=port)
+    with pytest.raises(ConfigurationError, match="smb-port"):
+        loaded(smb_port=port)

@@ -100,6 +100,11 @@ def decode(
         request = msgspec.convert(wanted, kind, strict=not from_query)
     except msgspec.ValidationError as error:
         raise _invalid(error, keys, wanted) from None
+    if from_query:
+        for spec in msgspec.structs.fields(kind):
+            # The text "null" is no way to leave a key out of a query.
+            if spec.encode_name in wanted and getattr(request, spec.name) is None:
+                raise InvalidValue(f"'{spec.encode_name}' is 'null': leave it out", key=spec.encode_name)
     return request, [name for name in values if name not in used and name not in {key.name for key in keys}]
 
 

@@ -52,15 +52,15 @@ from elemento_storage.errors import (
     VolumeNotFound,
 )
 from elemento_storage.model import MAX_NAME_BYTES, Preallocation, Volume, VolumeFormat, gigabytes_to_bytes
+from elemento_storage.service.create import NewVolume
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.listing import Query, list_volumes
-from elemento_storage.service.volumes import NewVolume, VolumeChanges
+from elemento_storage.service.volumes import VolumeChanges
 
 
 async def create(ctx: Context, request: CreateRequest) -> CreateAnswer:
     """Create an empty volume. Sparse unless `preallocation` says otherwise; on disk when the answer comes."""
-    spec = _new_volume(ctx, request, 0)
-    volume = (await ctx.services.volumes.create_many([spec], ctx.progress))[0]
+    volume = await ctx.services.creating.create(_new_volume(ctx, request, 0), ctx.progress)
     return _create_answer(volume, request.size)
 
 
@@ -75,7 +75,7 @@ async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[Crea
         except InvalidRequest as error:
             raise InvalidValue(f"volume {position}: {error.reason}", key="volumes", position=position) from error
     specs = [_new_volume(ctx, one, position) for position, one in enumerate(requests)]
-    volumes = await ctx.services.volumes.create_many(specs, ctx.progress)
+    volumes = await ctx.services.creating.create_many(specs, ctx.progress)
     return [_create_answer(volume, one.size) for volume, one in zip(volumes, requests, strict=True)]
 
 

@@ -5,13 +5,16 @@ stale (contract, section 3). All functions block.
 """
 
 import contextlib
+import errno
 import os
+import stat
 
 from elemento_storage.durable import fsync_directory, replace
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import MARKER_SUFFIX, TARGET_PREFIX
 
 _LARGEST_BYTES = 65536
+_NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENXIO)  # gone, a symbolic link, a socket
 
 
 def marker_names(directory: str) -> list[str]:
@@ -22,13 +25,19 @@ def marker_names(directory: str) -> list[str]:
 
 
 def read_marker(directory: str, name: str) -> tuple[bytes, float] | None:
-    """A marker's content and when it was touched last (seconds since the epoch); None when it is gone."""
+    """A marker's content and when it was touched last (seconds since the epoch).
+
+    None when it is gone, or no file at all: one wrong thing in one volume does not stop the exports of the others.
+    """
     try:
         descriptor = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
     try:
-        return os.read(descriptor, _LARGEST_BYTES), os.fstat(descriptor).st_mtime
+        status = os.fstat(descriptor)
+        return (os.read(descriptor, _LARGEST_BYTES), status.st_mtime) if stat.S_ISREG(status.st_mode) else None
     finally:
         os.close(descriptor)
 

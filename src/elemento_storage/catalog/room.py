@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from elemento_storage.catalog import reservations
@@ -44,6 +45,9 @@ class Reservation:
         self.location.own_allocations.pop(self.volume_id, None)
 
 
+GoOn = Callable[[Reservation], None]
+
+
 @dataclass(frozen=True)
 class Demand:
     """What is asked of a location: ``more_bytes`` for ``volume_id``, which will have ``size_bytes`` in all."""
@@ -68,8 +72,9 @@ class _Applicant:
     """Somebody who waits for a reservation."""
 
     demand: Demand
-    path: str
+    reservation: Reservation
     directory: bool
+    go_on: GoOn | None
     reserved: bool = False
 
 
@@ -83,15 +88,18 @@ class Room:
         self._bins = bins
         self._queues: dict[Location, list[_Applicant]] = {}
 
-    async def reserve_new(self, demand: Demand) -> Reservation:
+    async def reserve_new(self, demand: Demand, go_on: GoOn | None = None) -> Reservation:
         """Room for a new volume in the best location, as a staging directory there. Raises NoRoom.
+
+        ``go_on`` is what the caller does with it next, in a thread of the location. Where nobody else is served it
+        may have been called already, to save a hand-over. It must not raise.
 
         Where only space is missing and the bin has enough of it, the bin is emptied as far as needed.
         """
         reasons: dict[str, str] = {}
         short_of_space: list[tuple[Location, int]] = []
         for location in await self._by_free_quota(reasons):
-            outcome = await self._try(location, demand, reasons, directory=True)
+            outcome = await self._try(location, demand, reasons, go_on)
             if isinstance(outcome, Reservation):
                 return outcome
             if outcome is not None and outcome.missing_bytes:
@@ -99,7 +107,7 @@ class Room:
         # Not under the placement guard: purging takes volumes' guards, which come first, and may take long.
         for location, missing_bytes in short_of_space:
             if await self._bins.make_room(location, missing_bytes):
-                outcome = await self._try(location, demand, reasons, directory=True)
+                outcome = await self._try(location, demand, reasons, go_on)
                 if isinstance(outcome, Reservation):
                     return outcome
         if self._locations.problem:
@@ -117,12 +125,12 @@ class Room:
         return outcome
 
     async def _try(
-        self, location: Location, demand: Demand, reasons: dict[str, str], *, directory: bool
+        self, location: Location, demand: Demand, reasons: dict[str, str], go_on: GoOn | None
     ) -> Reservation | Refusal | None:
         """None when the location does not work: the next one may. Every failure leaves its reason."""
         try:
             with os_errors(location):
-                outcome = await self._reserve(location, demand, directory=directory)
+                outcome = await self._reserve(location, demand, directory=True, go_on=go_on)
         except (LocationUnavailable, NoRoom) as error:
             reasons[location.name] = error.message
             return None
@@ -162,18 +170,21 @@ class Room:
         read = location.disk.run(_read_space_left, location)
         return await within(self._locations.patience_s, read)
 
-    async def _reserve(self, location: Location, demand: Demand, *, directory: bool) -> Reservation | Refusal:
+    async def _reserve(
+        self, location: Location, demand: Demand, *, directory: bool, go_on: GoOn | None = None
+    ) -> Reservation | Refusal:
         """Before it says no, and whenever another server changed the totals, the location is read afresh."""
         require_presence(location)
         path = reservations.staging_path(location.path, demand.volume_id, demand.size_bytes, self._server_id)
-        applicant = _Applicant(demand, path, directory)
+        reservation = Reservation(location, demand.volume_id, path)
+        applicant = _Applicant(demand, reservation, directory, go_on)
         queue = self._queues.setdefault(location, [])
         queue.append(applicant)
         async with location.placement:
             if applicant in queue:
                 await self._reserve_at_once(location, queue)
             refusal = None if applicant.reserved else await self._reserve_afresh(location, applicant)
-        return refusal or Reservation(location, demand.volume_id, path)
+        return refusal or reservation
 
     async def _reserve_at_once(self, location: Location, queue: list[_Applicant]) -> None:
         """For all who wait, in one hand-over to a thread, as far as nobody else was here and there is room.
@@ -184,8 +195,15 @@ class Room:
         own_stamp = bytes.fromhex(self._server_id)
         before = usage(location)
         present = [_present_bytes(location, applicant.demand) for applicant in batch]
+        # Who is alone here goes on in the same thread. With others about it would keep them waiting for its syncs.
+        alone = batch[0] if len(batch) == 1 and not location.own_reservations else None
 
         def reserve() -> None:
+            reserve_all()
+            if alone is not None and alone.reserved and alone.go_on is not None:
+                alone.go_on(alone.reservation)
+
+        def reserve_all() -> None:
             now = before
             with placement_guard(location.path) as guard:
                 if guard.read_stamp() != own_stamp:
@@ -196,7 +214,7 @@ class Room:
                     if demand.allocated or self._refusal(location, demand, now, present_bytes, space):
                         continue
                     try:
-                        reservations.make(applicant.path, directory=applicant.directory)
+                        reservations.make(applicant.reservation.path, directory=applicant.directory)
                     except OSError:
                         continue  # it is met again, and told, where this one is alone
                     applicant.reserved = True
@@ -222,7 +240,7 @@ class Room:
             refusal = self._refusal(location, demand, usage(location), present_bytes, space)
             if refusal is not None:
                 return refusal
-            await location.disk.run(reservations.make, applicant.path, directory=applicant.directory)
+            await location.disk.run(reservations.make, applicant.reservation.path, directory=applicant.directory)
             location.own_reservations[demand.volume_id] = demand.size_bytes
             if demand.allocated:
                 location.own_allocations[demand.volume_id] = demand.size_bytes

@@ -116,7 +116,7 @@ def read_entry(
             locks=tuple(sorted(locks)),
             markers=tuple(sorted(markers)),
             exported=any_fresh(directory, markers, lease_s),
-            meta_digest=hashlib.blake2b(content, digest_size=8).hexdigest(),
+            meta_digest=_digest(content),
         ),
         directory_mtime_ns=believable(directory_status.st_mtime_ns),
         meta_identity=meta_identity,
@@ -177,14 +177,36 @@ def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: flo
     return False
 
 
-def finish_staging(staging: str, meta: VolumeMeta) -> None:
-    """Make a staging directory whole and durable: all but its name. Blocks. Raises OSError."""
-    create(f"{staging}/{META_FILE}", msgspec.json.encode(meta))
-    # All files are written before the first is synced: they share one commit of the file system's journal.
-    for name in os.listdir(staging):
-        fsync_file(f"{staging}/{name}")
+def finish_staging(staging: str, location_name: str, meta: VolumeMeta) -> Entry:
+    """Make a staging directory with an image whole and durable: all but its name. Blocks. Raises OSError, BadHeader.
+
+    What the volume will look like is known here; reading it back once it has its name would tell nothing new.
+    """
+    content = msgspec.json.encode(meta)
+    image = f"{staging}/{meta.format.data_file}"
+    # meta.json first: ext4 finds room for its bytes only now, and the commit of the journal that this takes holds the
+    # image's inode and both names as well. Begun with the image, there would be two commits.
+    create(f"{staging}/{META_FILE}", content, sync=True)
+    fsync_file(image)
     fsync_directory(staging)
     reached("create.staged")
+    data = os.lstat(image)
+    return Entry(
+        volume=Volume(
+            meta=meta,
+            volume_id=meta.volume_id,
+            location=location_name,
+            size_bytes=virtual_size(image, meta.format, data.st_size),
+            allocated_bytes=min(data.st_size, data.st_blocks * 512),
+            modified_ns=data.st_mtime_ns,
+            meta_digest=_digest(content),
+        ),
+        directory_mtime_ns=0,
+        meta_identity=0,
+        claimed_bytes=None if meta.size is None else int(meta.size),
+        claimed_id=meta.volume_id,
+        leftovers=False,
+    )
 
 
 def publish(staging: str, location_path: str, volume_id: str) -> None:
@@ -261,6 +283,10 @@ def _read_small(directory: str, name: str) -> tuple[bytes, int]:
         return os.read(descriptor, status.st_size + 1), _identity(status)
     finally:
         os.close(descriptor)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _identity(status: os.stat_result) -> int:

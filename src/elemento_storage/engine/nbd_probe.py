@@ -18,6 +18,8 @@ _OPTION_REPLY: Final = struct.Struct(">QIII")
 _REQUEST: Final = struct.Struct(">IHHQQI")
 _REPLY: Final = struct.Struct(">IIQ")
 _REPLY_MAGIC: Final = 0x0003E889045565A9
+_SIMPLE_REPLY_MAGIC: Final = 0x67446698
+_LARGEST: Final = 65536  # of what is said about an option
 _OPT_GO: Final = 7
 _REP_ACK, _REP_INFO = 1, 3
 _INFO_EXPORT: Final = 0
@@ -79,9 +81,11 @@ async def _probe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nam
     size_bytes, flags = 0, 0
     while True:
         magic, _, kind, length = _OPTION_REPLY.unpack(await reader.readexactly(_OPTION_REPLY.size))
+        if magic != _REPLY_MAGIC or length > _LARGEST:
+            raise ExportFailed("the NBD server answers in a way that is not understood")
         content = await reader.readexactly(length)
-        if magic != _REPLY_MAGIC or kind & (1 << 31):
-            raise ExportFailed(f"the NBD server refuses the export: {content.decode('utf-8', 'replace')[:200]}")
+        if kind & (1 << 31):
+            raise ExportFailed(f"the NBD server refuses the export: {_printable(content)}")
         if kind == _REP_INFO and struct.unpack(">H", content[:2])[0] == _INFO_EXPORT:
             size_bytes, flags = struct.unpack(">QH", content[2:12])
         if kind == _REP_ACK:
@@ -89,7 +93,9 @@ async def _probe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nam
     started = time.monotonic()
     if size_bytes >= _SECTOR:
         writer.write(_REQUEST.pack(0x25609513, 0, _CMD_READ, 1, 0, _SECTOR))
-        _, problem, _ = _REPLY.unpack(await reader.readexactly(_REPLY.size))
+        magic, problem, _ = _REPLY.unpack(await reader.readexactly(_REPLY.size))
+        if magic != _SIMPLE_REPLY_MAGIC:
+            raise ExportFailed("the NBD server answers in a way that is not understood")
         if problem:
             raise ExportFailed(f"the NBD export cannot be read: error {problem}")
         await reader.readexactly(_SECTOR)
@@ -98,3 +104,7 @@ async def _probe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nam
     with contextlib.suppress(OSError):
         await writer.drain()
     return NbdAnswer(size_bytes, bool(flags & 2), latency_s)
+
+
+def _printable(content: bytes) -> str:
+    return "".join(one if one.isprintable() else "?" for one in content.decode("utf-8", "replace")[:200])

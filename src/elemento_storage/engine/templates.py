@@ -46,12 +46,19 @@ class Qcow2Templates:
     def __init__(self) -> None:
         self._templates: OrderedDict[int, ImageTemplate] = OrderedDict()
 
+    def at_hand(self, size_bytes: int) -> ImageTemplate | None:
+        """The template for a virtual size, if it was made already."""
+        template = self._templates.get(size_bytes)
+        if template is not None:
+            self._templates.move_to_end(size_bytes)
+        return template
+
     async def get(self, size_bytes: int) -> ImageTemplate | None:
         """The template for a virtual size; None when such an image is too large to keep.
 
         Raises ToolFailed, ToolMissing.
         """
-        template = self._templates.get(size_bytes)
+        template = self.at_hand(size_bytes)
         if template is None:
             directory = await asyncio.to_thread(tempfile.mkdtemp, prefix="elemento-template-")
             try:
@@ -65,7 +72,6 @@ class Qcow2Templates:
             self._templates[size_bytes] = template
             if len(self._templates) > _KEPT:
                 self._templates.popitem(last=False)
-        self._templates.move_to_end(size_bytes)
         return template
 
 

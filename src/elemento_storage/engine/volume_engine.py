@@ -321,19 +321,41 @@ class VolumeEngine:
 
     # -- the file path -------------------------------------------------------------------------------------
 
-    async def show_file(self, source: Source, *, plain: bool, everybody: bool, limits: Mapping[str, int]) -> str:
-        """A path to a file that holds what a guest sees. It changes when what is behind it has changed.
+    async def is_viewed(self) -> bool:
+        """Whether FUSE shows the volume now; it does until all its exports are withdrawn."""
+        return self.daemon.pid is not None and _VIEW_EXPORT in await self.daemon.exports()
 
-        ``plain``: a raw image may be given away itself. ``everybody``: programs of other users may open it. ``limits``
-        are those of the file, however many use it.
+    async def is_serving(self) -> bool:
+        """Whether the daemon has any export."""
+        return self.daemon.pid is not None and bool(await self.daemon.exports())
+
+    async def show_plain(self, source: Source) -> str:
+        """The path of a raw image, which the daemon keeps locked; a new name when the image has grown."""
+        assert source.plain_file is not None
+        await self.start(source)
+        return self._link(f"lun-0-{os.stat(source.plain_file).st_size}", source.plain_file)
+
+    async def serve_luns(self, source: Source, wanted: Iterable[NbdExport]) -> Mapping[str, str]:
+        """For each export what our tgtd opens (native/tgt_nbd.c); a new name when the volume has grown."""
+        wanted = list(wanted)
+        await self.serve_nbd(source, wanted)
+        size_bytes = await self.daemon.size_bytes()
+        # A raw node keeps nothing in memory: what it acknowledged is in the page cache, and survives the daemon.
+        kept = "" if source.plain_file is None else "&unflushed=kept"
+        tail = f"?socket={self.socket_path}{kept}&size={size_bytes}"
+        return {export.export_id: f"nbd+unix:///{export.name}{tail}" for export in wanted}
+
+    async def show_view(self, source: Source, *, everybody: bool, limits: Mapping[str, int]) -> str:
+        """The path of a file in which FUSE shows the content; a new one when the daemon or the size is another.
+
+        ``everybody``: programs of other users may open it. ``limits`` are those of the file, however many use it.
         """
         await self.start(source)
-        viewed = _VIEW_EXPORT in await self.daemon.exports()
-        if plain and source.plain_file is not None and not viewed:
-            return self._link(f"lun-0-{os.stat(source.plain_file).st_size}", source.plain_file)
+        viewed = await self.is_viewed()
         pid = self.daemon.pid
         view = f"{self.directory}/view-{pid}"
         if not viewed:
+            await self._set_exports({})  # QEMU allows no NBD export of a node that FUSE shows
             await self.daemon.remove_node(_FIXED_NODE)  # left by a start that was cut off
         await self._limit(_VIEW_EXPORT, limits, is_new=not viewed)
         if not viewed:
@@ -392,6 +414,11 @@ async def _wait_for_size(view: str, size_bytes: int) -> None:
         if asyncio.get_running_loop().time() > deadline:
             raise ExportFailed("the storage daemon does not show the image as a file: is FUSE there (/dev/fuse)?")
         await asyncio.sleep(0.02)
+
+
+def _bridge_node(export_id: str) -> str:
+    """A node's name has 31 characters at most; 28 hex digits of the export's id are as good as all."""
+    return f"b-{export_id.removeprefix(_EXPORT)[:28]}"
 
 
 def _fixed(size_bytes: int | None, *, read_only: bool) -> dict[str, object]:

@@ -29,6 +29,17 @@ class GuestDisk:
         """The serial number the guest sees: the same over every protocol, so that a moved disk is the same disk."""
         return self.volume_id[:20]
 
+    @property
+    def attached_as(self) -> Bus:
+        """The bus it is attached to: QEMU has no hard disk for SATA and IDE that can only be read."""
+        only_hard_disks = self.bus in (Bus.SATA, Bus.IDE) and not self.is_cdrom
+        return Bus.SCSI if only_hard_disks and self.readonly else self.bus
+
+    @property
+    def in_a_drive(self) -> bool:
+        """Whether the guest sees a CD-ROM drive; virtio has none, an ISO there is a disk that can only be read."""
+        return self.is_cdrom and self.bus is not Bus.VIRTIO
+
 
 def qemu_arguments(
     disk: GuestDisk, blockdev: Mapping[str, object], objects: tuple[Mapping[str, object], ...] = ()
@@ -47,18 +58,19 @@ def qemu_arguments(
     arguments += ["-blockdev", _joined(node)]
     controller = f"bus-{disk.volume_id[:20]}"
     drive = {"drive": disk.node_name, "serial": disk.serial}
-    kind = "cd" if disk.is_cdrom else "hd"
-    if disk.bus is Bus.VIRTIO:
+    bus = disk.attached_as
+    kind = "cd" if disk.in_a_drive else "hd"
+    if bus is Bus.VIRTIO:
         device: dict[str, object] = {"driver": "virtio-blk-pci", **drive}
-    elif disk.bus is Bus.SCSI:
+    elif bus is Bus.SCSI:
         arguments += ["-device", _joined({"driver": "virtio-scsi-pci", "id": controller})]
         device = {"driver": f"scsi-{kind}", "bus": f"{controller}.0", **drive}
-    elif disk.bus is Bus.SATA:
+    elif bus is Bus.SATA:
         arguments += ["-device", _joined({"driver": "ich9-ahci", "id": controller})]
         device = {"driver": f"ide-{kind}", "bus": f"{controller}.0", **drive}
     else:
         device = {"driver": f"ide-{kind}", **drive}
-    if not disk.is_cdrom:
+    if not disk.in_a_drive:
         device["write-cache"] = "on"
     return (*arguments, "-device", _joined(device))
 
@@ -71,10 +83,10 @@ def _joined(options: Mapping[str, object]) -> str:
 def libvirt_disk(disk: GuestDisk, source: str, *, network: bool = True, cache: str = "none") -> str:
     """A ``<disk>`` element (libvirt.org/formatdomain.html) around a ``<source>``."""
     lines = [
-        f"<disk type='{'network' if network else 'file'}' device='{'cdrom' if disk.is_cdrom else 'disk'}'>",
+        f"<disk type='{'network' if network else 'file'}' device='{'cdrom' if disk.in_a_drive else 'disk'}'>",
         f"  <driver name='qemu' type='raw' cache='{cache}' discard='unmap'/>",
         source,
-        f"  <target dev='{_TARGET_DEVICE[disk.bus]}' bus='{disk.bus.value}'/>",
+        f"  <target dev='{_TARGET_DEVICE[disk.attached_as]}' bus='{disk.attached_as.value}'/>",
         f"  <serial>{disk.serial}</serial>",
     ]
     if disk.readonly or disk.is_cdrom:

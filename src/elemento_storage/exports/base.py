@@ -11,11 +11,15 @@ from elemento_storage.exports.record import ExportRecord, Protocol
 
 @dataclass(frozen=True)
 class Attachment:
-    """The way to a volume's bytes that its engine has made. ``path`` is None for the socket path."""
+    """The way to a volume's bytes that its engine has made.
+
+    ``paths`` is, for each export of a protocol that serves files, what it opens. ``is_viewed``: that is FUSE.
+    """
 
     engine: VolumeEngine
     source: Source
-    path: str | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+    is_viewed: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ LUN: Final = 1
 _PROBE_S: Final = 5.0
 _END_S: Final = 10.0
 _EVERYBODY: Final = "ALL"
-_TRIES: Final = 5
+_NAMES: Final = ("iqn.", "eui.", "naa.")
 
 
 class IscsiExporter:
@@ -40,6 +40,7 @@ class IscsiExporter:
         # tgtd lets in who matches an address *or* a name. Our own name for looking is known to nobody else, and does
         # not let anybody past CHAP.
         self._probe_initiator = probe_initiator
+        self._numbering = asyncio.Lock()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -51,40 +52,34 @@ class IscsiExporter:
 
     async def publish(self, record: ExportRecord, attachment: Attachment) -> None:
         """See Exporter.publish."""
-        assert attachment.path is not None
+        path = attachment.paths[record.export_id]
         await self.tgtd.start()
         target = await self._find(record.target_name)
         if target is None:
             target = await self._new_target(record)
         if target.path is None:
-            await self._new_lun(target, record, attachment)
-        elif target.path != attachment.path or not target.online:
-            await self._reopen(target, attachment.path)
+            await self._new_lun(target, record, path, thin=not attachment.is_viewed)
+        elif target.path != path or not target.online:
+            await self._reopen(target, path)
         await self._set_acl(target, record)
         reached("export.target-made")
 
     async def _new_target(self, record: ExportRecord) -> Target:
         # Nobody can log in before an address or a name is bound, which comes last.
         name = record.target_name
-        for _ in range(_TRIES):
+        async with self._numbering:
             tid = max((target.tid for target in (await self.tgtd.targets()).values()), default=0) + 1
-            try:
-                await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
-            except Refused as error:
-                if error.problem != Problem.TARGET_EXISTS:
-                    raise
-            else:
-                return Target(tid, name)
-        raise ExportFailed("tgtd has no number left for a target")
+            await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
+        return Target(tid, name)
 
-    async def _new_lun(self, target: Target, record: ExportRecord, attachment: Attachment) -> None:
+    async def _new_lun(self, target: Target, record: ExportRecord, path: str, *, thin: bool) -> None:
         # An account of the same name may be left of a target that was not taken away completely.
         await self._drop_account(record.user)
         await self.tgtd.execute(Mode.ACCOUNT, Op.NEW, f"user={record.user},password={record.secret}")
         await self.tgtd.execute(Mode.ACCOUNT, Op.BIND, f"user={record.user}", tid=target.tid)
         target.accounts = [record.user]
         # The LUN is the last thing that is made: a target that has one has all the rest.
-        parameters = f"path={attachment.path},bstype=rdwr"
+        parameters = f"path={path},bstype=rdwr"
         await self.tgtd.execute(Mode.LOGICAL_UNIT, Op.NEW, parameters, tid=target.tid, lun=LUN)
         # The same identity on every target of a volume: a guest that moves finds the same disk.
         identity = {
@@ -94,11 +89,11 @@ class IscsiExporter:
             "scsi_sn": record.volume_id,
             "readonly": int(record.readonly),
             # Over FUSE, QEMU refuses to punch holes that are no whole clusters, and tgtd makes a hardware error of it.
-            "thin_provisioning": int(attachment.source.plain_file is not None),
+            "thin_provisioning": int(thin),
         }
         text = ",".join(f"{key}={value}" for key, value in identity.items())
         await self.tgtd.execute(Mode.LOGICAL_UNIT, Op.UPDATE, f"targetOps {text},", tid=target.tid, lun=LUN)
-        target.path, target.online = attachment.path, True
+        target.path, target.online = path, True
 
     async def _reopen(self, target: Target, path: str) -> None:
         """Another file, or another size of it; sessions go on."""
@@ -123,7 +118,7 @@ class IscsiExporter:
         """See Exporter.withdraw."""
         if self.tgtd.pid is None:
             return
-        target = await self._find(TARGET_PREFIX + export_id)
+        target = await self._find(export_id if export_id.startswith(_NAMES) else TARGET_PREFIX + export_id)
         if target is not None:
             await self._end_sessions(target)
             for account in target.accounts:

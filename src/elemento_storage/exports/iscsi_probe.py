@@ -106,10 +106,11 @@ async def probe_iscsi(
             session = _Session(*await asyncio.open_connection(host, port))
             try:
                 await _log_in(session, target, initiator, user, secret)
-                return await _timed_read(session, lun)
-            finally:
+                latency_s = await _timed_read(session, lun)
                 with contextlib.suppress(OSError, EOFError):
                     await _log_out(session)
+                return latency_s
+            finally:
                 session.writer.close()
     except TimeoutError as error:
         raise ExportFailed(f"the target does not answer within {timeout_s:g} s") from error
@@ -123,11 +124,12 @@ async def _log_in(session: _Session, target: str, initiator: str, user: str, sec
     if offered.get("AuthMethod") != "CHAP":
         raise ExportFailed("the target does not ask for CHAP")
     challenge = await session.login(_SECURITY, None, {"CHAP_A": "5"})
-    identifier = int(challenge.get("CHAP_I", "0"), 0)
-    text = challenge.get("CHAP_C", "")
-    if not text.startswith("0x"):
-        raise ExportFailed("the target's CHAP challenge is not understood")
-    response = hashlib.md5(bytes([identifier]) + secret.encode() + bytes.fromhex(text[2:])).hexdigest()  # noqa: S324
+    try:
+        identifier = bytes([int(challenge["CHAP_I"], 0)])
+        value = bytes.fromhex(challenge["CHAP_C"].removeprefix("0x"))
+    except (KeyError, ValueError) as error:
+        raise ExportFailed("the target's CHAP challenge is not understood") from error
+    response = hashlib.md5(identifier + secret.encode() + value).hexdigest()  # noqa: S324
     await session.login(_SECURITY, _OPERATIONAL, {"CHAP_N": user, "CHAP_R": f"0x{response}"})
     parameters = {"HeaderDigest": "None", "DataDigest": "None", "MaxRecvDataSegmentLength": "65536"}
     await session.login(_OPERATIONAL, _FULL_FEATURE, parameters)

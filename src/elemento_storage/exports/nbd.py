@@ -19,6 +19,7 @@ from elemento_storage.errors import ExportFailed
 from elemento_storage.exports.attach import GuestDisk, attribute, libvirt_disk, qemu_arguments
 from elemento_storage.exports.base import Attachment, Endpoint, Presence, Probe
 from elemento_storage.exports.record import ExportRecord, Protocol
+from elemento_storage.model import round_up_to_sector
 
 _TCP_ESTABLISHED: Final = "01"
 _UNIX_CONNECTED: Final = "03"
@@ -94,10 +95,9 @@ class NbdExporter:
     async def probe(self, record: ExportRecord, attachment: Attachment) -> Probe:
         """See Exporter.probe."""
         answer = await attachment.engine.probe_nbd(self.settings.export(record, attachment.engine))
-        if answer.size_bytes != attachment.source.size_bytes:
-            raise ExportFailed(
-                f"the export has {answer.size_bytes} bytes, the volume {attachment.source.size_bytes}: was it grown?"
-            )
+        size_bytes = round_up_to_sector(attachment.source.size_bytes)  # as QEMU does with a raw image
+        if answer.size_bytes != size_bytes:
+            raise ExportFailed(f"the export has {answer.size_bytes} bytes, the volume {size_bytes}: was it grown?")
         return Probe(answer.latency_s, await self._sessions(attachment.engine))
 
     async def _sessions(self, engine: VolumeEngine) -> int | None:

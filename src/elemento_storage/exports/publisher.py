@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from elemento_storage.engine.volume_engine import Source, VolumeEngine
+from elemento_storage.engine.volume_engine import NbdExport, Source, Transport, VolumeEngine
 from elemento_storage.errors import ExportFailed, StorageError
 from elemento_storage.exports.base import Attachment, Exporter
 from elemento_storage.exports.nbd import NbdServerSettings
@@ -42,10 +42,17 @@ class Settled:
 class Publisher:
     """All engines of this server, below one run directory, and the exporters in front of them."""
 
-    def __init__(self, run_directory: str, exporters: Mapping[Protocol, Exporter], nbd: NbdServerSettings) -> None:
+    def __init__(
+        self,
+        run_directory: str,
+        exporters: Mapping[Protocol, Exporter],
+        nbd: NbdServerSettings,
+        luns_speak_nbd: Callable[[], bool],
+    ) -> None:
         self.exporters = exporters
         self._volumes = f"{run_directory}/v"
         self._nbd = nbd
+        self._luns_speak_nbd = luns_speak_nbd
         self._engines: dict[str, VolumeEngine] = {}
         self._one_at_a_time = KeyedLocks()
 
@@ -118,9 +125,19 @@ class Publisher:
             return Attachment(engine, source)
         # smbd serves as the user who logged in, and its writers and tgtd's have to go through one and the same file.
         with_smb = any(record.protocol is Protocol.SMB for record in records)
-        limits = records[0].limits.throttle_limits()
-        path = await engine.show_file(source, plain=not with_smb and not limits, everybody=with_smb, limits=limits)
-        return Attachment(engine, source, path)
+        is_limited = any(record.limits.throttle_limits() for record in records)
+        is_viewed = await engine.is_viewed()
+        # A path that is in use stays: to change it would hold up whoever uses it, for nothing.
+        is_plain = source.plain_file is not None and not await engine.is_serving()
+        if is_plain and not (with_smb or is_limited):
+            path = await engine.show_plain(source)
+        elif self._luns_speak_nbd() and not (with_smb or is_viewed):
+            return Attachment(engine, source, await engine.serve_luns(source, [_lun(record) for record in records]))
+        else:
+            limits = records[0].limits.throttle_limits()
+            path = await engine.show_view(source, everybody=with_smb, limits=limits)
+            is_viewed = True
+        return Attachment(engine, source, {record.export_id: path for record in records}, is_viewed)
 
     def _read_state(self, volume_id: str) -> ServedVolume | None:
         try:
@@ -137,3 +154,14 @@ class Publisher:
         with open(f"{path}.new", "wb") as file:
             file.write(msgspec.json.encode(state))
         os.rename(f"{path}.new", path)
+
+
+def _lun(record: ExportRecord) -> NbdExport:
+    """The NBD export that is an iSCSI LUN; tgtd is its only client."""
+    return NbdExport(
+        export_id=record.export_id,
+        name=record.export_id,
+        writable=not record.readonly,
+        transport=Transport.UNIX,
+        limits=record.limits.throttle_limits(),
+    )

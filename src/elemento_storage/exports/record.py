@@ -4,6 +4,7 @@ The marker is ``iqn.2004-10.cloud.elemento:01:<client ^ volume>.exported`` in th
 3), one line of JSON. It holds the credentials of the export and is readable by its owner only.
 """
 
+import re
 import secrets
 import string
 from enum import StrEnum
@@ -13,6 +14,7 @@ import msgspec
 
 from elemento_storage.model import TARGET_PREFIX, normalise_uid
 
+_PLAIN: Final = re.compile(r"[A-Za-z0-9.:/_-]*", re.ASCII)
 _LETTERS: Final = string.ascii_letters + string.digits
 _SECRET_LENGTH: Final = 16  # every CHAP implementation takes 12 to 16 (Windows no more); 16 of 62 letters are 95 bits
 
@@ -139,6 +141,10 @@ def decode_record(content: bytes, volume_id: str) -> ExportRecord | None:
         return None
     uids = (record.volume_id, record.client, record.server)
     if record.volume_id != volume_id or any(normalise_uid(uid) != uid for uid in uids):
+        return None
+    # tgtd's parameters are separated by commas: a name with one in it would be more than a name.
+    words = (record.user, record.secret, record.initiator or "", *record.addresses)
+    if not all(_PLAIN.fullmatch(word) for word in words) or not 0 <= record.port < 65536:
         return None
     return record
 

@@ -30,12 +30,16 @@ _LARGEST_ANSWER: Final = 1 << 26
 _CONTROL_PORT: Final = 1  # the number is part of the socket's name, and the socket is in a directory of our own
 
 
+LIBRARY: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "native", "tgt_nbd.so")
+
+
 class Mode(IntEnum):
     """What a command is about."""
 
     SYSTEM = 0
     TARGET = 1
     LOGICAL_UNIT = 2
+    PORTAL = 3
     CONNECTION = 6
     ACCOUNT = 7
 
@@ -131,7 +135,7 @@ class Tgtd:
             ],
             pid_file=self._pid_file,
             log_file=self._log_file,
-            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc"},
+            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc", **_preload()},
         )
         deadline = asyncio.get_running_loop().time() + _START_S
         while True:
@@ -142,7 +146,16 @@ class Tgtd:
                     raise ExportFailed(f"tgtd does not start on {self.portal}: {self._log_tail()}") from None
                 await asyncio.sleep(0.005)
             else:
-                return
+                break
+        # tgtd that cannot have its portal listens on port 3260 of every address of the machine instead.
+        portals = [line.partition(": ")[2].partition(",")[0] for line in (await self._portals()).splitlines()]
+        if portals != [self.portal]:
+            reason = self._log_tail()
+            await self.kill()
+            raise ExportFailed(f"tgtd cannot listen on {self.portal}: {reason}")
+
+    async def _portals(self) -> str:
+        return await self.execute(Mode.PORTAL, Op.SHOW)
 
     def _lives(self) -> bool:
         return self.pid is not None
@@ -153,12 +166,25 @@ class Tgtd:
                 lines = [line for line in file.read()[-4096:].splitlines() if "RDMA" not in line]
         except OSError:
             return "it said nothing"
-        return lines[-1] if lines else "it said nothing"
+        telling = [line for line in lines if "unable to" in line] or lines
+        return telling[-1].partition(") ")[2] or telling[-1] if telling else "it said nothing"
 
-    async def stop(self) -> None:
-        """End it. Raises ExportFailed."""
+    @property
+    def speaks_nbd(self) -> bool:
+        """Whether a LUN may be an NBD export (native/tgt_nbd.c): of the process that runs, or of one to be started."""
         pid = self.pid
-        if pid is not None and not await process.end_daemon(pid, grace_s=5.0):
+        if pid is None:
+            return os.path.exists(LIBRARY)
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                return os.fsencode(f"LD_PRELOAD={LIBRARY}") in file.read()
+        except OSError:
+            return False
+
+    async def kill(self) -> None:
+        """End it at once; it takes no notice of SIGTERM. Raises ExportFailed."""
+        pid = self.pid
+        if pid is not None and not await process.end_daemon(pid, grace_s=0.0):
             raise ExportFailed(f"tgtd {pid} does not end")
 
     async def execute(
@@ -224,6 +250,10 @@ class Tgtd:
         return total
 
 
+def _preload() -> dict[str, str]:
+    return {"LD_PRELOAD": LIBRARY} if os.path.exists(LIBRARY) else {}
+
+
 _TARGET: Final = re.compile(r"Target (\d+): (\S+)")
 
 
@@ -241,7 +271,7 @@ def parse_targets(text: str) -> dict[str, Target]:
         elif section == "LUN information":
             key, _, value = words.partition(": ")
             if key == "LUN":
-                lun = int(value)
+                lun = int(value) if value.isdecimal() else -1
             elif lun == 1:
                 if key == "Backing store path":
                     target.path = None if value == "None" else value
@@ -252,7 +282,7 @@ def parse_targets(text: str) -> dict[str, Target]:
         elif section == "I_T nexus information":
             key, _, value = words.partition(": ")
             if key == "I_T nexus":
-                session = int(value)
+                session = int(value) if value.isdecimal() else 0
             elif key == "Initiator":
                 target.initiators.append((session, value.partition(" alias:")[0]))
         elif section == "Account information":

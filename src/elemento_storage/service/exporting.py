@@ -51,6 +51,7 @@ from elemento_storage.undo import Reverter
 log = logging.getLogger(__name__)
 
 _INITIATOR: Final = re.compile(r"(iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.)[A-Za-z0-9.:_-]{1,200}", re.ASCII)
+_IS_LOCKED: Final = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
 _MOST_ADDRESSES: Final = 32
 # An image is checked before it is served if that takes a moment: the tables of so much data are 8 MB per 64 GB.
 _CHECKED_BYTES: Final = 64 * 10**9
@@ -89,6 +90,7 @@ class Exporting:
         self._markers = core.markers
         self._publisher = publisher
         self._reconciler = reconciler
+        self._ports_in_hand: set[int] = set()  # of exports that are being made
 
     # -- export --------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Exporting:
 
         Raises VolumeNotFound, NotExportable, ProtocolsExclude, ExportDiffers, ImageInUse, ImageDamaged, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
             markers = await self._markers.of(held)
             own = self._markers.own_records(markers)
@@ -113,10 +115,14 @@ class Exporting:
             else:
                 self._require_exportable(held, client, markers, known)
                 record = self.new_record(held.volume, client, options, own)
-                require_one_path(record, own)
-                require_shared_limits(record, own)
-                await self.check_image(held, own)
-                await self.add(held, own, record)
+                self._ports_in_hand.add(record.port)
+                try:
+                    require_one_path(record, own)
+                    require_shared_limits(record, own)
+                    await self.check_image(held, own)
+                    await self.add(held, own, record)
+                finally:
+                    self._ports_in_hand.discard(record.port)
                 known = Marker(marker_name(client, volume_id), client, record, fresh=True)
             volume = await held.reload()
             assert known.record is not None
@@ -172,7 +178,9 @@ class Exporting:
         for record in own:
             if record.port:
                 return record.port
-        taken = {record.port for wanted in self._reconciler.wanted.values() for record in wanted.records}
+        taken = self._ports_in_hand | {
+            record.port for wanted in self._reconciler.wanted.values() for record in wanted.records
+        }
         host = self._core.settings.export_address
         for port in self._core.settings.nbd_port_range:
             if port not in taken and _is_free(host, port):
@@ -189,7 +197,7 @@ class Exporting:
         try:
             findings = await qemu_img.check(path, volume.meta.format)
         except ToolFailed as error:
-            if "lock" in error.stderr:
+            if _IS_LOCKED.search(error.stderr):
                 return  # somebody has it open: starting the engine says so
             raise ImageDamaged("the image cannot be read; look at it with qemu-img check", findings={}) from error
         if findings.corruptions:
@@ -232,7 +240,13 @@ class Exporting:
 
     async def unexport(self, actor: Actor, volume_id: str, client: str) -> Volume:
         """Take the volume from a client; nothing if it has none. Raises VolumeNotFound, ExportFailed …"""
-        async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
+
+        def require_known(volume: Volume) -> None:
+            # A client may give up what it has, also of a volume that has become private since.
+            if actor.client != client or marker_name(client, volume_id) not in volume.markers:
+                actor.require_see(volume)
+
+        async with self._catalog.hold(volume_id, require_known) as held, self._publisher.changing(volume_id):
             markers = await self._markers.of(held)
             known = next((marker for marker in markers if marker.client == client), None)
             own = self._markers.own_records(markers)
@@ -423,8 +437,8 @@ def require_shared_limits(record: ExportRecord, others: Sequence[ExportRecord]) 
         )
 
 
-def check_options(options: ExportOptions) -> None:
-    """Raises InvalidValue for what the protocol cannot do."""
+def check_options(options: ExportOptions) -> ExportOptions:
+    """The same with addresses as tgtd writes them. Raises InvalidValue for what the protocol cannot do."""
     if options.limits is not None and options.limits.problem:
         raise InvalidValue(f"'limits': {options.limits.problem}", key="limits")
     protocol = options.protocol or Protocol.ISCSI
@@ -450,13 +464,21 @@ def check_options(options: ExportOptions) -> None:
             )
         if len(options.addresses) > _MOST_ADDRESSES:
             raise InvalidValue(f"'addresses' has more than {_MOST_ADDRESSES} entries", key="addresses")
-        for address in options.addresses:
-            try:
-                ipaddress.ip_network(address)
-            except ValueError:
-                raise InvalidValue(
-                    f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
-                ) from None
+        return replace(options, addresses=tuple(_normal_address(address) for address in options.addresses))
+    return options
+
+
+def _normal_address(address: str) -> str:
+    # A netmask or the name of an interface would be taken and mean something else to tgtd.
+    try:
+        network = ipaddress.ip_network(address)
+        if "%" in address:
+            raise ValueError(address)
+    except ValueError:
+        raise InvalidValue(
+            f"'addresses' holds {address[:60]!r}, it has to be an IP address or network", key="addresses"
+        ) from None
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -16,6 +16,7 @@ serves the exports ends a migration: another one that shares the location could 
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -196,7 +197,7 @@ class Migrating:
 
         Raises MigrationConflict, VolumeNotFound, VolumeLocked, ProtocolsExclude, ExportFailed …
         """
-        check_options(options)
+        options = check_options(options)
         volumes = tuple(sorted(set(volume_ids)))
         await self._require_change(actor, volumes)
         async with self._alone(volumes):
@@ -218,7 +219,7 @@ class Migrating:
                 volumes=volumes,
                 source=source,
                 destination=destination,
-                deadline=int(time.time() + deadline_s),
+                deadline=math.ceil(time.time() + deadline_s),
                 exporter=self._core.markers.server_id,
                 phase=Phase.PREPARING,
             )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core
+from elemento_storage.service.create import Creating
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.migration import Migrating
@@ -16,6 +17,7 @@ class Services:
     """What the API calls."""
 
     core: Core
+    creating: Creating
     volumes: Volumes
     resizing: Resizing
     converting: Converting

@@ -1,59 +1,20 @@
-"""Creating, changing, destroying and restoring volumes."""
+"""Changing, destroying and restoring volumes."""
 
-import asyncio
 import contextlib
-import errno
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elemento_storage.catalog import bin as recycle_bin
 from elemento_storage.catalog.bin import BinEntry
 from elemento_storage.catalog.location import BIN_DIRECTORY, Location
 from elemento_storage.catalog.locations import os_errors, require_writable
-from elemento_storage.catalog.room import Demand, Reservation
-from elemento_storage.catalog.volume_directory import (
-    Entry,
-    OddDirectory,
-    VolumeVanished,
-    finish_staging,
-    publish,
-    read_entry,
-    rewrite_meta,
-    take_back,
-)
-from elemento_storage.disk import Place
-from elemento_storage.errors import (
-    FormatUnsupported,
-    InvalidValue,
-    PreconditionFailed,
-    VolumeExists,
-    VolumeNotFound,
-)
+from elemento_storage.catalog.room import Demand
+from elemento_storage.catalog.volume_directory import OddDirectory, VolumeVanished, read_entry, rewrite_meta
+from elemento_storage.errors import InvalidValue, PreconditionFailed, VolumeExists, VolumeNotFound
 from elemento_storage.faultpoints import reached
-from elemento_storage.model import Bus, CloneAlgorithm, Preallocation, Volume, VolumeFormat, VolumeMeta, new_uid
-from elemento_storage.progress import Progress
+from elemento_storage.model import Bus, CloneAlgorithm, Volume, VolumeMeta
 from elemento_storage.service.access import INFRASTRUCTURE, Actor
 from elemento_storage.service.core import Core
-from elemento_storage.undo import Reverter
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewVolume:
-    """What a volume to be created shall be."""
-
-    creator_id: str
-    name: str
-    size_bytes: int
-    format: VolumeFormat = VolumeFormat.RAW
-    private: bool = False
-    readonly: bool = False
-    shareable: bool = False
-    bootable: bool = False
-    clonable: bool | None = None
-    alg: CloneAlgorithm | None = None
-    bus: Bus = Bus.VIRTIO
-    preallocation: Preallocation = Preallocation.OFF
-    volume_id: str | None = None  #: of an earlier try that may have made it before its server died
+from elemento_storage.service.create import clone_settings, refuse_bootable_and_shareable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,140 +39,12 @@ class BinnedVolume:
     entry: BinEntry
 
 
-@dataclass
-class _Prepared:
-    """A volume that is on disk but for its meta.json and its name."""
-
-    reservation: Reservation
-    meta: VolumeMeta
-    finished: bool = False
-
-    def finish(self) -> None:
-        """Make it whole and durable but for its name. Blocks."""
-        finish_staging(self.reservation.path, self.meta)
-        self.finished = True
-
-    def publish(self, lease_s: float) -> Entry:
-        """Give it its name, and read it back. Blocks."""
-        if not self.finished:
-            self.finish()
-        location, volume_id = self.reservation.location, self.meta.volume_id
-        publish(self.reservation.path, location.path, volume_id)
-        try:
-            return read_entry(location.path, location.name, volume_id, lease_s=lease_s)
-        except BaseException:
-            take_back(self.reservation.path, location.path, volume_id)
-            raise
-
-
 class Volumes:
     """The use cases that end in one rename each."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._catalog = core.catalog
-
-    # -- create --------------------------------------------------------------------------------------------
-
-    async def create(self, spec: NewVolume, progress: Progress) -> Volume:
-        """A new, empty volume; on disk when this returns.
-
-        Raises InvalidValue, FormatUnsupported, NoRoom, JobCancelled, VolumeExists.
-        """
-        return (await self.create_many([spec], progress))[0]
-
-    async def create_many(self, specs: Sequence[NewVolume], progress: Progress) -> list[Volume]:
-        """All of them or, if one cannot be made, none.
-
-        A crash in the middle of publishing may leave some: each a whole volume, none acknowledged.
-        """
-        metas = [self._new_meta(spec) for spec in specs]
-        async with Reverter() as revert:
-            prepared: list[_Prepared | Volume] = []
-            for spec, meta in zip(specs, metas, strict=True):
-                progress.check()
-                made = await self._made_before(spec)
-                prepared.append(made or await self._prepare(spec, meta, progress, revert))
-            if len(prepared) > 1:
-                # All of them are whole and durable but for their names before the first one shows.
-                await asyncio.gather(*(self._finish(one) for one in prepared if isinstance(one, _Prepared)))
-            progress.commit()
-            volumes = [one if isinstance(one, Volume) else await self._publish(one, revert) for one in prepared]
-            revert.commit()
-        return volumes
-
-    async def _made_before(self, spec: NewVolume) -> Volume | None:
-        if spec.volume_id is None:
-            return None
-        try:
-            return (await self._catalog.find(spec.volume_id, INFRASTRUCTURE.require_see))[1]
-        except VolumeNotFound:
-            return None
-
-    def _new_meta(self, spec: NewVolume) -> VolumeMeta:
-        capabilities = self._core.store(spec.format).capabilities
-        if spec.format not in capabilities.creates:
-            raise FormatUnsupported(f"an empty volume cannot be of format {spec.format}")
-        if spec.preallocation not in capabilities.preallocates[spec.format]:
-            allowed = ", ".join(sorted(capabilities.preallocates[spec.format]))
-            raise InvalidValue(f"'preallocation' of a {spec.format} volume is one of {allowed}", key="preallocation")
-        refuse_bootable_and_shareable(bootable=spec.bootable, shareable=spec.shareable)
-        clonable, alg = clone_settings(spec.clonable, spec.alg)
-        return VolumeMeta(
-            volume_id=spec.volume_id or new_uid(),
-            creator_id=spec.creator_id,
-            size=spec.size_bytes,
-            name=spec.name,
-            format=spec.format,
-            private=spec.private,
-            bootable=spec.bootable,
-            readonly=spec.readonly,
-            shareable=spec.shareable,
-            clonable=clonable,
-            alg=alg,
-            bus=spec.bus,
-        )
-
-    async def _prepare(self, spec: NewVolume, meta: VolumeMeta, progress: Progress, revert: Reverter) -> _Prepared:
-        demand = Demand(
-            meta.volume_id,
-            spec.size_bytes,
-            allocated=spec.preallocation in (Preallocation.FALLOC, Preallocation.FULL),
-        )
-        reservation = await self._catalog.room.reserve_new(demand)
-        revert.add(reservation.release)
-        reached("create.reserved")
-        location = reservation.location
-        with os_errors(location):
-            await self._core.store(spec.format).allocate(
-                Place(reservation.path, location.disk), spec.format, spec.size_bytes, spec.preallocation, progress
-            )
-        reached("create.allocated")
-        return _Prepared(reservation, meta)
-
-    async def _finish(self, prepared: _Prepared) -> None:
-        with os_errors(prepared.reservation.location):
-            await prepared.reservation.location.disk.run(prepared.finish)
-
-    async def _publish(self, prepared: _Prepared, revert: Reverter) -> Volume:
-        reservation, volume_id = prepared.reservation, prepared.meta.volume_id
-        location = reservation.location
-        with os_errors(location):
-            try:
-                entry = await location.disk.run(prepared.publish, self._core.settings.lease)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from error
-                raise
-        revert.add(lambda: self._take_back(prepared))
-        location.record(entry)
-        reservation.forget()
-        return entry.volume
-
-    async def _take_back(self, prepared: _Prepared) -> None:
-        location = prepared.reservation.location
-        await location.disk.run(take_back, prepared.reservation.path, location.path, prepared.meta.volume_id)
-        location.forget(prepared.meta.volume_id)
 
     # -- change --------------------------------------------------------------------------------------------
 
@@ -324,23 +157,6 @@ class Volumes:
         except (OddDirectory, VolumeVanished):
             return None
         return found.volume
-
-
-def refuse_bootable_and_shareable(*, bootable: bool, shareable: bool) -> None:
-    """A bootable volume cannot be shareable (the document's rule). Raises InvalidValue."""
-    if bootable and shareable:
-        raise InvalidValue("a volume cannot be both 'bootable' and 'shareable'", key="shareable")
-
-
-def clone_settings(clonable: bool | None, alg: CloneAlgorithm | None) -> tuple[bool, CloneAlgorithm]:
-    """``clonable: false`` goes with ``alg: "no"``; one of the two given decides the other. Raises InvalidValue."""
-    if clonable is None:
-        clonable = alg is not CloneAlgorithm.NO
-    if not clonable:
-        return False, CloneAlgorithm.NO
-    if alg is CloneAlgorithm.NO:
-        raise InvalidValue("'alg' is no and 'clonable' is true: a clonable volume needs cp, rsync or rclone", key="alg")
-    return True, alg or CloneAlgorithm.CP
 
 
 def _changed_clone_settings(meta: VolumeMeta, changes: VolumeChanges) -> tuple[bool, CloneAlgorithm]:

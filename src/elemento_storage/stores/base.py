@@ -1,5 +1,6 @@
 """What every store can do. The core looks at the capabilities before it calls; no store raises "unsupported"."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ class StoreCapabilities:
 
 
 class Store(Protocol):
-    """Bytes of volumes below one directory each. But for ``allocate``, a method's work is on disk when it returns."""
+    """Bytes of volumes below one directory each. A method's work is on disk when it returns, but for a new image."""
 
     capabilities: StoreCapabilities
 
@@ -35,6 +36,14 @@ class Store(Protocol):
         """Make an empty image in a new volume's directory, which the caller syncs as a whole.
 
         Raises NoRoom, JobCancelled, ToolFailed.
+        """
+
+    def image_at_hand(
+        self, image_format: VolumeFormat, size_bytes: int, preallocation: Preallocation
+    ) -> Callable[[str], None] | None:
+        """What ``allocate`` would do, as a function of the directory that blocks, but not for long.
+
+        None where it takes more: a program, or a template that is not made yet. The function raises NoRoom, OSError.
         """
 
     async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from elemento_storage.disk import Disk, Place
@@ -52,14 +52,12 @@ class DirectoryStore:
         """See Store.allocate."""
         path = f"{place.directory}/{image_format.data_file}"
         with _full_is_no_room():
-            if preallocation is Preallocation.OFF:
-                if image_format is VolumeFormat.RAW:
-                    await place.disk.run(_create_sparse, path, size_bytes)
-                    return
-                template = await self._templates.get(size_bytes)
-                if template is not None:
-                    await place.disk.run(template.write, path)
-                    return
+            if preallocation is Preallocation.OFF and image_format is VolumeFormat.QCOW2:
+                await self._templates.get(size_bytes)
+            write_image = self.image_at_hand(image_format, size_bytes, preallocation)
+            if write_image is not None:
+                await place.disk.run(write_image, place.directory)
+                return
             progress.advance(0.0, "allocating")
             async with _watch_growth(place.disk, path, size_bytes, progress, up_to=_COPIED):
                 await qemu_img.create(
@@ -72,6 +70,28 @@ class DirectoryStore:
                 )
             # A large image's bytes go to disk here, where the caller sees progress and can still cancel.
             await place.disk.run(fsync_file, path)
+
+    def image_at_hand(
+        self, image_format: VolumeFormat, size_bytes: int, preallocation: Preallocation
+    ) -> Callable[[str], None] | None:
+        """See Store.image_at_hand."""
+        if preallocation is not Preallocation.OFF:
+            return None
+        template = None
+        if image_format is not VolumeFormat.RAW:
+            template = self._templates.at_hand(size_bytes)
+            if template is None:
+                return None
+
+        def write(directory: str) -> None:
+            path = f"{directory}/{image_format.data_file}"
+            with _full_is_no_room():
+                if template is None:
+                    _create_sparse(path, size_bytes)
+                else:
+                    template.write(path)
+
+        return write
 
     async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:
         """See Store.grow."""

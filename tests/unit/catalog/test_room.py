@@ -33,6 +33,29 @@ async def test_a_reservation_is_a_staging_directory_in_the_location(tmp_path: Pa
         await (await server.catalog.room.reserve_new(Demand(uid(2), 1000))).release()
 
 
+async def test_who_is_alone_goes_on_in_the_same_thread_and_no_refused_one_does(tmp_path: Path) -> None:
+    make_location(tmp_path, max_volumes=4)
+    gone_on: list[Reservation] = []
+
+    def go_on(reservation: Reservation) -> None:
+        assert Path(reservation.path).is_dir()
+        gone_on.append(reservation)
+
+    async with parts(tmp_path) as server:
+        room = server.catalog.room
+        await (await room.reserve_new(Demand(uid(1), 1000))).release()  # the stamp is ours now
+        alone = await room.reserve_new(Demand(uid(1), 1000), go_on)
+        assert gone_on == [alone]
+        await alone.release()
+        gone_on.clear()
+        several = await asyncio.gather(*(room.reserve_new(Demand(uid(n), 1000), go_on) for n in range(2, 6)))
+        assert len(gone_on) < len(several), "those who came together are not made one after the other"
+        gone_on.clear()
+        with pytest.raises(NoRoom):
+            await room.reserve_new(Demand(uid(9), 1000), go_on)
+        assert gone_on == []
+
+
 async def test_the_location_with_the_most_free_quota_is_taken_ties_by_name(tmp_path: Path) -> None:
     make_location(tmp_path, "a", max_total_size="5M")
     make_location(tmp_path, "b", max_total_size="7M")

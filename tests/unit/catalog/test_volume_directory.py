@@ -409,11 +409,12 @@ def test_publish_makes_a_whole_volume(tmp_path: Path) -> None:
     staging.mkdir()
     (staging / "data.img").write_bytes(b"\0" * 1024)
     meta = VolumeMeta(volume_id=VID, creator_id=ALICE, size=1024, name="é", private=True, bus=Bus.SCSI)
-    finish_staging(str(staging), meta)
+    expected = finish_staging(str(staging), "disk", meta)
     assert sorted(os.listdir(tmp_path)) == ["staging"], "nobody sees it yet"
     publish(str(staging), str(tmp_path), VID)
     assert not staging.exists()
-    assert read(tmp_path).volume.meta == meta
+    assert read(tmp_path) == expected, "nothing has to be read back"
+    assert expected.volume.meta == meta
     told = meta_of(tmp_path / f"vid.{VID}.elimg")
     assert set(told) == {
         "volumeID", "creatorID", "size", "name", "format", "private", "bootable", "readonly", "shareable", "clonable",
@@ -435,7 +436,7 @@ def test_what_was_published_can_be_taken_back(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     staging.mkdir()
     (staging / "data.img").write_bytes(b"\0" * 512)
-    finish_staging(str(staging), VolumeMeta(volume_id=VID))
+    finish_staging(str(staging), "disk", VolumeMeta(volume_id=VID))
     publish(str(staging), str(tmp_path), VID)
     take_back(str(staging), str(tmp_path), VID)
     assert os.listdir(tmp_path) == ["staging"]

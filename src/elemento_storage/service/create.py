@@ -1,0 +1,247 @@
+"""Creating volumes: reserve, make, and give each its name in one rename."""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from elemento_storage.catalog.locations import os_errors
+from elemento_storage.catalog.room import Demand, Reservation
+from elemento_storage.catalog.volume_directory import Entry, finish_staging, publish, take_back
+from elemento_storage.disk import Place
+from elemento_storage.errors import FormatUnsupported, InvalidValue, VolumeExists, VolumeNotFound
+from elemento_storage.faultpoints import reached
+from elemento_storage.model import Bus, CloneAlgorithm, Preallocation, Volume, VolumeFormat, VolumeMeta, new_uid
+from elemento_storage.progress import Progress
+from elemento_storage.service.access import INFRASTRUCTURE
+from elemento_storage.service.core import Core
+from elemento_storage.undo import Reverter
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewVolume:
+    """What a volume to be created shall be."""
+
+    creator_id: str
+    name: str
+    size_bytes: int
+    format: VolumeFormat = VolumeFormat.RAW
+    private: bool = False
+    readonly: bool = False
+    shareable: bool = False
+    bootable: bool = False
+    clonable: bool | None = None
+    alg: CloneAlgorithm | None = None
+    bus: Bus = Bus.VIRTIO
+    preallocation: Preallocation = Preallocation.OFF
+    volume_id: str | None = None  #: of an earlier try that may have made it before its server died
+
+
+@dataclass
+class _Staged:
+    """A volume in the making, in its staging directory. The methods block."""
+
+    reservation: Reservation
+    meta: VolumeMeta
+    _entry: Entry | None = field(default=None, init=False)
+
+    def finish(self) -> None:
+        """Make it whole and durable but for its name. The image has to be there."""
+        self._entry = finish_staging(self.reservation.path, self.reservation.location.name, self.meta)
+
+    def publish(self) -> Entry:
+        """Give it its name. Raises VolumeExists, OSError."""
+        if self._entry is None:
+            self.finish()
+        assert self._entry is not None
+        with _existing_refused(self.meta.volume_id):
+            publish(self.reservation.path, self.reservation.location.path, self.meta.volume_id)
+        return self._entry
+
+    def take_back(self) -> None:
+        """Take its name away again."""
+        take_back(self.reservation.path, self.reservation.location.path, self.meta.volume_id)
+
+
+class _AtOnce:
+    """A volume that is made from its reservation to its name without a pause, all in one thread."""
+
+    def __init__(self, meta: VolumeMeta, write_image: Callable[[str], None], progress: Progress) -> None:
+        self._meta = meta
+        self._write_image = write_image
+        self._progress = progress
+        self._entry: Entry | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether ``make`` was called and has come back."""
+        return self._entry is not None or self._error is not None
+
+    def make(self, reservation: Reservation) -> None:
+        """Do it. Raises nothing: what went wrong is kept for ``entry``. Blocks."""
+        try:
+            reached("create.reserved")
+            self._write_image(reservation.path)
+            reached("create.allocated")
+            self._progress.commit()
+            self._entry = _Staged(reservation, self._meta).publish()
+        except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
+            self._error = error
+
+    def entry(self) -> Entry:
+        """What was made. Raises JobCancelled, NoRoom, VolumeExists, OSError."""
+        if self._error is not None:
+            raise self._error
+        assert self._entry is not None
+        return self._entry
+
+
+class Creating:
+    """Creates empty volumes."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._catalog = core.catalog
+
+    async def create(self, spec: NewVolume, progress: Progress) -> Volume:
+        """A new, empty volume; on disk when this returns.
+
+        Raises InvalidValue, FormatUnsupported, NoRoom, JobCancelled, VolumeExists.
+        """
+        write_image = self._core.store(spec.format).image_at_hand(spec.format, spec.size_bytes, spec.preallocation)
+        if write_image is None:
+            return (await self.create_many([spec], progress))[0]
+        meta = self._new_meta(spec)
+        progress.check()
+        if (made := await self._made_before(spec)) is not None:
+            progress.commit()
+            return made
+        at_once = _AtOnce(meta, write_image, progress)
+        async with Reverter() as revert:
+            reservation = await self._catalog.room.reserve_new(_demand(spec, meta), at_once.make)
+            revert.add(reservation.release)
+            location = reservation.location
+            with os_errors(location):
+                if not at_once.is_over:
+                    await location.disk.run(at_once.make, reservation)
+                entry = at_once.entry()
+            location.record(entry)
+            reservation.forget()
+            revert.commit()
+        return entry.volume
+
+    async def create_many(self, specs: Sequence[NewVolume], progress: Progress) -> list[Volume]:
+        """All of them or, if one cannot be made, none.
+
+        A crash in the middle of publishing may leave some: each a whole volume, none acknowledged.
+        """
+        metas = [self._new_meta(spec) for spec in specs]
+        async with Reverter() as revert:
+            prepared: list[_Staged | Volume] = []
+            for spec, meta in zip(specs, metas, strict=True):
+                progress.check()
+                made = await self._made_before(spec)
+                prepared.append(made or await self._prepare(spec, meta, progress, revert))
+            if len(prepared) > 1:
+                # All of them are whole and durable but for their names before the first one shows.
+                await asyncio.gather(*(self._finish(one) for one in prepared if isinstance(one, _Staged)))
+            progress.commit()
+            volumes = [one if isinstance(one, Volume) else await self._publish(one, revert) for one in prepared]
+            revert.commit()
+        return volumes
+
+    async def _made_before(self, spec: NewVolume) -> Volume | None:
+        if spec.volume_id is None:
+            return None
+        try:
+            return (await self._catalog.find(spec.volume_id, INFRASTRUCTURE.require_see))[1]
+        except VolumeNotFound:
+            return None
+
+    def _new_meta(self, spec: NewVolume) -> VolumeMeta:
+        capabilities = self._core.store(spec.format).capabilities
+        if spec.format not in capabilities.creates:
+            raise FormatUnsupported(f"an empty volume cannot be of format {spec.format}")
+        if spec.preallocation not in capabilities.preallocates[spec.format]:
+            allowed = ", ".join(sorted(capabilities.preallocates[spec.format]))
+            raise InvalidValue(f"'preallocation' of a {spec.format} volume is one of {allowed}", key="preallocation")
+        refuse_bootable_and_shareable(bootable=spec.bootable, shareable=spec.shareable)
+        clonable, alg = clone_settings(spec.clonable, spec.alg)
+        return VolumeMeta(
+            volume_id=spec.volume_id or new_uid(),
+            creator_id=spec.creator_id,
+            size=spec.size_bytes,
+            name=spec.name,
+            format=spec.format,
+            private=spec.private,
+            bootable=spec.bootable,
+            readonly=spec.readonly,
+            shareable=spec.shareable,
+            clonable=clonable,
+            alg=alg,
+            bus=spec.bus,
+        )
+
+    async def _prepare(self, spec: NewVolume, meta: VolumeMeta, progress: Progress, revert: Reverter) -> _Staged:
+        reservation = await self._catalog.room.reserve_new(_demand(spec, meta))
+        revert.add(reservation.release)
+        reached("create.reserved")
+        location = reservation.location
+        with os_errors(location):
+            await self._core.store(spec.format).allocate(
+                Place(reservation.path, location.disk), spec.format, spec.size_bytes, spec.preallocation, progress
+            )
+        reached("create.allocated")
+        return _Staged(reservation, meta)
+
+    async def _finish(self, staged: _Staged) -> None:
+        with os_errors(staged.reservation.location):
+            await staged.reservation.location.disk.run(staged.finish)
+
+    async def _publish(self, staged: _Staged, revert: Reverter) -> Volume:
+        location = staged.reservation.location
+        with os_errors(location):
+            entry = await location.disk.run(staged.publish)
+        revert.add(lambda: self._take_back(staged))
+        location.record(entry)
+        staged.reservation.forget()
+        return entry.volume
+
+    async def _take_back(self, staged: _Staged) -> None:
+        location = staged.reservation.location
+        await location.disk.run(staged.take_back)
+        location.forget(staged.meta.volume_id)
+
+
+def _demand(spec: NewVolume, meta: VolumeMeta) -> Demand:
+    allocated = spec.preallocation in (Preallocation.FALLOC, Preallocation.FULL)
+    return Demand(meta.volume_id, spec.size_bytes, allocated=allocated)
+
+
+@contextlib.contextmanager
+def _existing_refused(volume_id: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from error
+        raise
+
+
+def refuse_bootable_and_shareable(*, bootable: bool, shareable: bool) -> None:
+    """A bootable volume cannot be shareable (the document's rule). Raises InvalidValue."""
+    if bootable and shareable:
+        raise InvalidValue("a volume cannot be both 'bootable' and 'shareable'", key="shareable")
+
+
+def clone_settings(clonable: bool | None, alg: CloneAlgorithm | None) -> tuple[bool, CloneAlgorithm]:
+    """``clonable: false`` goes with ``alg: "no"``; one of the two given decides the other. Raises InvalidValue."""
+    if clonable is None:
+        clonable = alg is not CloneAlgorithm.NO
+    if not clonable:
+        return False, CloneAlgorithm.NO
+    if alg is CloneAlgorithm.NO:
+        raise InvalidValue("'alg' is no and 'clonable' is true: a clonable volume needs cp, rsync or rclone", key="alg")
+    return True, alg or CloneAlgorithm.CP
