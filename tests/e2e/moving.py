@@ -1,11 +1,15 @@
 """A volume that is exported to one host and is to move to another: what the tests of live migration have in common."""
 
+import contextlib
 import json
 import shutil
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from elemento_storage.exports.record import export_id
+from tests.clients import SLOW_S, discovered
 from tests.live import BOB, CAROL, LiveServer
 
 #: Formats and protocols: every way from a volume's bytes to a guest over a network.
@@ -51,8 +55,12 @@ def clients(server: LiveServer, vid: str) -> dict[str, dict[str, Any]]:
 
 def markers(server: LiveServer, vid: str) -> dict[str, dict[str, Any]]:
     """Who is to have the volume, as the disk tells: the records by client."""
-    records = [json.loads(path.read_bytes()) for path in server.directory(vid).glob("*.exported")]
-    return {record["client"]: record for record in records}
+    found = {}
+    for path in server.directory(vid).glob("*.exported"):
+        with contextlib.suppress(FileNotFoundError):  # taken away since it was listed
+            record = json.loads(path.read_bytes())
+            found[record["client"]] = record
+    return found
 
 
 def locks(server: LiveServer, vid: str) -> list[str]:
@@ -60,9 +68,13 @@ def locks(server: LiveServer, vid: str) -> list[str]:
     return [path.name for path in server.directory(vid).glob("*.ignore")]
 
 
-def daemon_pids(server: LiveServer, vid: str) -> list[int]:
-    """The processes that serve this volume and no other."""
-    return list(server.daemons(vid))
+def reachable(answer: Mapping[str, Any]) -> bool:
+    """Whether the client of an export finds it where it was told."""
+    endpoint = answer["endpoint"]
+    if answer["protocol"] == "iscsi":
+        return endpoint["target"] in discovered(endpoint["portal"], endpoint["initiator"])
+    told = subprocess.run(["nbdinfo", "--size", endpoint["uri"]], capture_output=True, check=False, timeout=SLOW_S)
+    return told.returncode == 0
 
 
 def marker_path(server: LiveServer, vid: str, client: str) -> Path:

@@ -438,17 +438,16 @@ class Migrating:
         ]
 
     async def _find(self, migration_id: str | None, volume_id: str | None) -> Migration | None:
-        if volume_id is not None:
-            migration = await self._of_volume(volume_id)
-            return (
-                migration
-                if migration_id is None or migration is None or migration.migration_id == migration_id
-                else None
-            )
-        assert migration_id is not None
-        for one in self._locked(migration_id):
-            return await self._of_volume(one)
-        return None
+        if volume_id is None:
+            assert migration_id is not None
+            for one in self._locked(migration_id):
+                return await self._of_volume(one)
+            return None
+        found = await self._of_volume(volume_id)
+        if found is None:
+            # It may be done with this volume, and not with others.
+            found = next((one for one in await self.under_way() if volume_id in one.volumes), None)
+        return found if found is None or migration_id in (None, found.migration_id) else None
 
     async def _of_volume(self, volume_id: str) -> Migration | None:
         """The migration of a volume, in the phase that its coordinator says."""

@@ -1,14 +1,24 @@
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elemento_storage.catalog.locks import LockRecord, is_orphaned, new_lock, read_lock, remove_lock, write_lock
+from elemento_storage.catalog import locks
+from elemento_storage.catalog.locks import (
+    LockRecord,
+    is_orphaned,
+    new_lock,
+    read_lock,
+    remove_lock,
+    rewrite_lock,
+    write_lock,
+)
 from elemento_storage.catalog.presence import Presence
 from tests.unit.support import ALICE, age, python_child, uid
 
@@ -55,6 +65,27 @@ def test_the_file_is_one_line_of_json_with_all_that_recovery_needs(tmp_path: Pat
 def test_read_gives_what_was_written(tmp_path: Path) -> None:
     record = lock(journal={"a": "b", "n": 1})
     write_lock(str(tmp_path), record)
+    assert read_lock(str(tmp_path), record.file_name) == record
+
+
+def test_a_new_content_replaces_the_old_one(tmp_path: Path) -> None:
+    write_lock(str(tmp_path), lock(journal={"phase": "one"}))
+    rewritten = lock(journal={"phase": "two"})
+    rewrite_lock(str(tmp_path), rewritten)
+    assert read_lock(str(tmp_path), rewritten.file_name) == rewritten
+
+
+def test_a_lock_that_cannot_be_rewritten_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what is under way: without it nobody would finish that, and others would begin."""
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    record = lock(journal={"phase": "one"})
+    write_lock(str(tmp_path), record)
+    monkeypatch.setattr(locks, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        rewrite_lock(str(tmp_path), lock(journal={"phase": "two"}))
     assert read_lock(str(tmp_path), record.file_name) == record
 
 
