@@ -80,3 +80,14 @@ def nbd_layer(node_name: str, server: Mapping[str, object], export: str, *, read
         "read-only": read_only,
         "discard": "unmap",
     }
+
+
+def throttle_layer(node_name: str, group: str, *, read_only: bool) -> dict[str, object]:
+    """The volume with the limits of a throttle group."""
+    return {
+        "driver": "throttle",
+        "node-name": node_name,
+        "throttle-group": group,
+        "file": VOLUME_NODE,
+        "read-only": read_only,
+    }

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -54,8 +54,11 @@ class StorageDaemon:
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    async def start(self, node: BlockNode) -> None:
-        """Start the daemon with the volume open. Raises ImageInUse, ImageDamaged, ExportFailed, ToolMissing."""
+    async def start(self, node: BlockNode, objects: Sequence[Mapping[str, object]] = ()) -> None:
+        """Start the daemon with the volume open, and these objects.
+
+        Raises ImageInUse, ImageDamaged, ExportFailed, ToolMissing.
+        """
         program = await _safe_program()
         for name in (self._monitor, self._log_file):
             with contextlib.suppress(FileNotFoundError):
@@ -69,6 +72,8 @@ class StorageDaemon:
             "--object",
             f"iothread,id={_THREAD}",
         ]
+        for one in objects:
+            argv += ["--object", msgspec.json.encode(one).decode()]
         for layer in node.layers:
             argv += ["--blockdev", msgspec.json.encode(layer).decode()]
         lock = None if node.lock_path is None else lock_image(node.lock_path, read_only=node.read_only)
@@ -177,9 +182,9 @@ class StorageDaemon:
                 hold.close()
                 monitor.close()
 
-    async def exports(self) -> set[str]:
-        """Ids of what it exports now, exports that are about to go included."""
-        return {str(export["id"]) for export in await self.execute("query-block-exports")}
+    async def exports(self) -> dict[str, str]:
+        """Ids of what it exports now, exports that are about to go included, and the node of each."""
+        return {str(export["id"]): str(export["node-name"]) for export in await self.execute("query-block-exports")}
 
     async def has_node(self, name: str) -> bool:
         """Whether a node of that name exists."""

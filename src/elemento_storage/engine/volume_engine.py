@@ -29,7 +29,7 @@ from typing import Final
 import msgspec
 
 from elemento_storage import process
-from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode, nbd_layer
+from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode, nbd_layer, throttle_layer
 from elemento_storage.engine.nbd_probe import NbdAnswer, probe_greeting, probe_nbd
 from elemento_storage.engine.storage_daemon import StorageDaemon
 from elemento_storage.errors import ExportFailed
@@ -40,7 +40,8 @@ _EXPORT: Final = "export-"  # QEMU's ids begin with a letter
 _BRIDGE_EXPORT: Final = "bridge-"  # the same for an export that the bridge is the client of
 _TLS: Final = "tls"
 _KEYS_FILE: Final = "keys.psk"
-_GROUP: Final = "limits-"
+_LIMIT_NODES: Final = tuple(f"limit-{number}" for number in range(8))
+_VIEW_LIMIT_NODE: Final = "limit-view"
 _NODE_KEY: Final = 24  # of an export's id: QEMU's node names have at most 31 characters
 _NO_LIMITS: Final = {
     f"{unit}-{direction}{burst}": 0
@@ -110,7 +111,9 @@ class VolumeEngine:
         self.volume_id = volume_id
         self.daemon = StorageDaemon(directory)
         self._bridge = StorageDaemon(f"{directory}/bridge")
-        self._limits: dict[str, tuple[int | None, Mapping[str, int]]] = {}  # as last set, in the daemon of that pid
+        self._limits: dict[
+            str, tuple[int | None, Mapping[str, int]]
+        ] = {}  # of nodes, as last set in the daemon of a pid
 
     @property
     def socket_path(self) -> str:
@@ -136,7 +139,10 @@ class VolumeEngine:
         os.makedirs(f"{self.directory}/bridge", mode=0o700, exist_ok=True)
         await self._bridge.stop()  # what it was a client of is gone
         await self._unmount_views()
-        await self.daemon.start(source.node)
+        limit_nodes = (*_LIMIT_NODES, _VIEW_LIMIT_NODE)
+        throttles = [throttle_layer(node, f"{node}-group", read_only=source.node.read_only) for node in limit_nodes]
+        groups = [{"qom-type": "throttle-group", "id": f"{node}-group"} for node in limit_nodes]
+        await self.daemon.start(replace(source.node, layers=(*source.node.layers, *throttles)), groups)
 
     async def stop(self) -> None:
         """End everything and leave nothing."""
@@ -176,39 +182,34 @@ class VolumeEngine:
 
     async def _set_exports(self, wanted: Mapping[str, NbdExport]) -> None:
         present = await self.daemon.exports()
-        for name in present - wanted.keys():
-            await self._remove_limited(name)
+        for name in present.keys() - wanted.keys():
+            await self.daemon.remove_export(name)
+            del present[name]
+        free = sorted(set(_LIMIT_NODES) - set(present.values()))
         for name, export in wanted.items():
-            await self._limit(name.partition("-")[2], export.limits, is_new=name not in present)
+            node = present.get(name) or (free.pop(0) if free else VOLUME_NODE)
+            await self._limit(node, export.limits)
             if name not in present:
-                node = _limit_node(export.export_id)
                 await self.daemon.add_nbd(name, export.name, node=node, writable=export.writable)
 
-    async def _remove_limited(self, name: str) -> None:
-        await self.daemon.remove_export(name)
-        await self._unlimit(name.partition("-")[2])
-
     # -- limits --------------------------------------------------------------------------------------------
+    #
+    # Every daemon starts with some throttle nodes above the volume, one for each export; without limits they cost
+    # nothing that could be measured. They cannot be added when they are wanted: QEMU 10.0.2 dies of one that is put
+    # above a node which another thread serves (SIGSEGV in blockdev-add).
 
-    async def _limit(self, key: str, limits: Mapping[str, int], *, is_new: bool) -> None:
-        """Have a throttle node above the volume, with these limits. Without any it costs nothing measurable."""
-        node, group = _limit_node(key), f"{_GROUP}{key}"
-        if is_new:
-            await self._unlimit(key)
-            await self.daemon.execute("object-add", {"qom-type": "throttle-group", "id": group, "limits": limits})
-            options = {"driver": "throttle", "node-name": node, "throttle-group": group, "file": VOLUME_NODE}
-            await self.daemon.execute("blockdev-add", options)
-        elif self._limits.get(key) != (self.daemon.pid, limits):
+    async def _limit(self, node: str, limits: Mapping[str, int]) -> None:
+        if node == VOLUME_NODE:
+            if limits:
+                raise ExportFailed(f"no more than {len(_LIMIT_NODES)} exports of a volume can have limits at once")
+            return
+        if self._limits.get(node) != (self.daemon.pid, limits):
             # All that are not named are zero, which is none.
+            value = {**_NO_LIMITS, **limits}
             await self.daemon.execute(
-                "qom-set", {"path": f"/objects/{group}", "property": "limits", "value": {**_NO_LIMITS, **limits}}
+                "qom-set", {"path": f"/objects/{node}-group", "property": "limits", "value": value}
             )
-        self._limits[key] = (self.daemon.pid, dict(limits))
-
-    async def _unlimit(self, key: str) -> None:
-        self._limits.pop(key, None)
-        await self.daemon.remove_node(_limit_node(key))
-        await self.daemon.remove_object(f"{_GROUP}{key}")
+            self._limits[node] = (self.daemon.pid, dict(limits))
 
     async def _serve_bridged(self, listener: Listener, wanted: list[NbdExport]) -> None:
         server = self._address(listener)
@@ -220,10 +221,10 @@ class VolumeEngine:
             await self._listen(self._bridge, wanted[0])
         present = await self._bridge.exports()
         names = {f"{_EXPORT}{export.export_id}": export for export in wanted}
-        for export_id in present - names.keys():
+        for export_id in present.keys() - names.keys():
             await self._bridge.remove_export(export_id)
             await self._bridge.remove_node(_remote_node(export_id))
-        for export_id in names.keys() - present:
+        for export_id in names.keys() - present.keys():
             export = names[export_id]
             await self._bridge.remove_node(_remote_node(export_id))
             layer = nbd_layer(_remote_node(export_id), server, export.name, read_only=not export.writable)
@@ -306,8 +307,8 @@ class VolumeEngine:
             await self._bridge.remove_export(own)
             await self._bridge.remove_node(_remote_node(own))
         if self.daemon.pid is not None:
-            for name in {f"{_BRIDGE_EXPORT}{export_id}", own} & await self.daemon.exports():
-                await self._remove_limited(name)
+            for name in (f"{_BRIDGE_EXPORT}{export_id}", own):
+                await self.daemon.remove_export(name)
 
     async def probe_nbd(self, export: NbdExport) -> NbdAnswer:
         """Read from an export as its client would. Raises ExportFailed."""
@@ -357,7 +358,7 @@ class VolumeEngine:
         if not viewed:
             await self._set_exports({})  # QEMU allows no NBD export of a node that FUSE shows
             await self.daemon.remove_node(_FIXED_NODE)  # left by a start that was cut off
-        await self._limit(_VIEW_EXPORT, limits, is_new=not viewed)
+        await self._limit(_VIEW_LIMIT_NODE, limits)
         if not viewed:
             await self._show_view(source, view, everybody=everybody)
         size_bytes = await self.daemon.size_bytes(_FIXED_NODE)
@@ -403,8 +404,10 @@ class VolumeEngine:
         # An NBD export forbids a resize (its protocol has no way to tell). They are added again by whoever wants them.
         await self._bridge.stop()
         for name in present:
-            await self._remove_limited(name)
-        await self.daemon.execute("block_resize", {"node-name": VOLUME_NODE, "size": size_bytes})
+            await self.daemon.remove_export(name)
+        for node in (*_LIMIT_NODES, _VIEW_LIMIT_NODE):
+            # The first one grows the image. A throttle node keeps the size that it has seen last, so each is told.
+            await self.daemon.execute("block_resize", {"node-name": node, "size": size_bytes})
 
 
 async def _wait_for_size(view: str, size_bytes: int) -> None:
@@ -425,15 +428,11 @@ def _fixed(size_bytes: int | None, *, read_only: bool) -> dict[str, object]:
     options: dict[str, object] = {
         "driver": "raw",
         "node-name": _FIXED_NODE,
-        "file": _limit_node(_VIEW_EXPORT),
+        "file": _VIEW_LIMIT_NODE,
         "discard": "unmap",
         "read-only": read_only,
     }
     return options if size_bytes is None else {**options, "size": size_bytes}
-
-
-def _limit_node(key: str) -> str:
-    return f"limit-{key[:_NODE_KEY]}"
 
 
 def _remote_node(export_name: str) -> str:
