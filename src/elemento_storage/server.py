@@ -124,7 +124,7 @@ class Server:
             self.settings.root,
             time.monotonic() - started,
         )
-        self.reconciler.start()
+        await self.reconciler.start()
         try:
             log.info("qemu-img %s", await qemu_img.version())
         except ToolMissing as error:

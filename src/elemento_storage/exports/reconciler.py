@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,16 +20,18 @@ from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.markers import marker_names, read_marker, touch_markers
 from elemento_storage.config import Settings
 from elemento_storage.disk import within
-from elemento_storage.engine.volume_engine import Source
-from elemento_storage.errors import StorageError
+from elemento_storage.engine.volume_engine import Source, VolumeEngine
+from elemento_storage.errors import ExportFailed, StorageError
 from elemento_storage.exports.base import Attachment, Presence
 from elemento_storage.exports.publisher import Publisher, ServedVolume
-from elemento_storage.exports.record import ExportRecord, Protocol, decode_record
+from elemento_storage.exports.record import PATH_OF, ExportRecord, PathKind, Protocol, decode_record
 from elemento_storage.model import Volume, marker_name, utc_now, volume_id_of_directory
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 8
+_STARTED_AT_ONCE: Final = 8
+_LOOKED_AT_AT_ONCE: Final = 64
+_ANSWER_S: Final = 3.0  # of a daemon that is asked what it serves; milliseconds when all is well
 _GATHER_S: Final = 0.05  # daemons that die together are mended together
 
 
@@ -91,13 +93,15 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._watched: dict[int, int] = {}  # pid → pidfd
         self._task: asyncio.Task[None] | None = None
-        self._limit = asyncio.Semaphore(_AT_ONCE)
-        self._missing: set[str] = set()
+        self._starting = asyncio.Semaphore(_STARTED_AT_ONCE)
+        self._looking = asyncio.Semaphore(_LOOKED_AT_AT_ONCE)
+        self._under_way: dict[str, asyncio.Task[None]] = {}  # by volume
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin; what a crash or reboot has ended comes back in the background."""
+    async def start(self) -> None:
+        """Know what is wanted, and begin; what a crash or reboot has ended comes back in the background."""
+        await self._read_wanted()
         self._task = asyncio.create_task(self._run(), name="reconcile")
 
     async def stop(self) -> None:
@@ -105,6 +109,10 @@ class Reconciler:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        for task in self._under_way.values():
+            task.cancel()
+        if self._under_way:
+            await asyncio.wait(list(self._under_way.values()))
         for pid in list(self._watched):
             self._unwatch(pid)
 
@@ -128,14 +136,25 @@ class Reconciler:
     # -- one look ------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Compare, mend, probe and touch once."""
+        """Compare, mend, probe and touch once. A volume whose daemon hangs is not waited for: the others go on."""
         await self._read_wanted()
         present = await self._present()
         # After the daemons were asked: what they serve was written down before.
         served = await asyncio.to_thread(self._publisher.served)
-        await asyncio.gather(*(self._tend(wanted, present) for wanted in self.wanted.values()))
-        await self._withdraw_orphans(served, present)
+        for wanted in self.wanted.values():
+            self._begin(wanted.volume.volume_id, self._tend(wanted, present))
+        self._withdraw_volumes(served)
+        if self._under_way:
+            await asyncio.wait(list(self._under_way.values()), timeout=self._settings.heartbeat)
+        await self._withdraw_strangers(served, present)
         self._forget_old()
+
+    def _begin(self, volume_id: str, work: Coroutine[None, None, None]) -> None:
+        if volume_id in self._under_way:
+            work.close()
+            return
+        task = self._under_way[volume_id] = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._under_way.pop(volume_id))
 
     async def _read_wanted(self) -> None:
         locations = self._catalog.locations.by_name.values()
@@ -184,38 +203,43 @@ class Reconciler:
         return tuple(records)
 
     async def _present(self) -> dict[Protocol, Mapping[str, Presence] | StorageError]:
-        """What the daemons serve; an error where they cannot be asked."""
-        found: dict[Protocol, Mapping[str, Presence] | StorageError] = {}
-        for protocol, exporter in self._publisher.exporters.items():
-            engines = {
-                one: self._publisher.engine(one)
-                for one, wanted in self.wanted.items()
-                if any(record.protocol is protocol for record in wanted.records)
-            }
-            try:
-                found[protocol] = await exporter.published(engines)
-            except StorageError as error:
-                found[protocol] = error
-        return found
+        """What the daemons that serve all volumes serve; an error where they cannot be asked.
+
+        Those that serve one volume are asked when that volume's turn comes.
+        """
+        shared = [one for one in self._publisher.exporters if PATH_OF[one] is PathKind.FILE]
+        return dict(zip(shared, await asyncio.gather(*(self._ask(one, {}) for one in shared)), strict=True))
+
+    async def _ask(
+        self, protocol: Protocol, engines: Mapping[str, VolumeEngine]
+    ) -> Mapping[str, Presence] | StorageError:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await self._publisher.exporters[protocol].published(engines)
+        except StorageError as error:
+            return error
+        except TimeoutError:
+            return ExportFailed(f"what serves {protocol.value} does not answer within {_ANSWER_S:g} s")
 
     # -- one volume ----------------------------------------------------------------------------------------
 
     async def _tend(self, wanted: Wanted, present: Mapping[Protocol, Mapping[str, Presence] | StorageError]) -> None:
-        async with self._limit:
-            if wanted.location.missing is not None:
+        if wanted.location.missing is not None:
+            for record in wanted.records:
+                self._set(wanted, record, reason=f"location {wanted.location.name}: {wanted.location.missing}")
+            return
+        volume_id = wanted.volume.volume_id
+        starts = not self._publisher.engine(volume_id).pids
+        async with self._starting if starts else self._looking, self._publisher.changing(volume_id):
+            try:
+                await self._settle_and_probe(wanted, present)
+            except (StorageError, OSError) as error:
                 for record in wanted.records:
-                    self._set(wanted, record, reason=f"location {wanted.location.name}: {wanted.location.missing}")
-                return
-            async with self._publisher.changing(wanted.volume.volume_id):
-                try:
-                    await self._settle_and_probe(wanted, present)
-                except (StorageError, OSError) as error:
-                    for record in wanted.records:
-                        self._set(wanted, record, reason=str(error))
-                except Exception:
-                    log.exception("the exports of volume %s cannot be put right", wanted.volume.volume_id)
-                    for record in wanted.records:
-                        self._set(wanted, record, reason="an internal fault; the server's log has the reason")
+                    self._set(wanted, record, reason=str(error))
+            except Exception:
+                log.exception("the exports of volume %s cannot be put right", volume_id)
+                for record in wanted.records:
+                    self._set(wanted, record, reason="an internal fault; the server's log has the reason")
 
     async def _settle_and_probe(
         self, wanted: Wanted, present: Mapping[Protocol, Mapping[str, Presence] | StorageError]
@@ -230,17 +254,20 @@ class Reconciler:
             return
         wanted = Wanted(location, volume, records)
         source = self._source_of(location, volume)
+        engines = {volume_id: self._publisher.engine(volume_id)}
+        own = {one.protocol for one in records} - present.keys()
+        present = {**present, **{one: await self._ask(one, engines) for one in own}}
         if not self._publisher.engine(volume_id).pids or self._is_mending_needed(records, present):
             log.warning("volume %s: bringing its exports back", volume_id)
             for record in records:
                 self._status(record).repairs += 1
         settled = await self._publisher.settle(source, records)
         self.watch()
-        assert settled.attachment is not None
         healthy = []
         for record in records:
             failure = settled.failures.get(record.export_id)
             if failure is None:
+                assert settled.attachment is not None
                 failure = await self.probe(wanted, record, settled.attachment, present)
             if failure is None:
                 healthy.append(f"{directory}/{marker_name(record.client, volume_id)}")
@@ -274,6 +301,10 @@ class Reconciler:
         presence = served.get(record.export_id) if isinstance(served, Mapping) else None
         self._set(wanted, record, latency_s=probe.latency_s, presence=presence)
         return None
+
+    def status_of(self, record: ExportRecord) -> ExportStatus:
+        """How an export is that this server serves, or is to."""
+        return self.status.get(record.export_id) or ExportStatus()
 
     def _status(self, record: ExportRecord) -> ExportStatus:
         return self.status.setdefault(record.export_id, ExportStatus())
@@ -312,35 +343,43 @@ class Reconciler:
 
     # -- what nobody asked for -----------------------------------------------------------------------------
 
-    async def _withdraw_orphans(
+    def _withdraw_volumes(self, served: Mapping[str, ServedVolume | None]) -> None:
+        self.orphans = [one for one in self.orphans if one.volume_id in served]
+        for volume_id in served.keys() - self.wanted.keys():
+            self._begin(volume_id, self._withdraw_volume(volume_id))
+
+    async def _withdraw_volume(self, volume_id: str) -> None:
+        async with self._publisher.changing(volume_id):
+            # Looked at now that nothing is under way: it may be wanted by now, or be gone.
+            served = await asyncio.to_thread(self._publisher.served)
+            state = served.get(volume_id)
+            if volume_id not in served or volume_id in self.wanted:
+                return
+            if state is not None and not await self._is_unwanted(state):
+                return
+            exports = state.exports if state else {}
+            known = {one.name for one in self.orphans}
+            self.orphans += [Orphan(one, volume_id, kind) for one, kind in exports.items() if one not in known]
+            log.warning("volume %s is served and no marker asks for it: it is withdrawn", volume_id)
+            await self._quietly(self._publisher.withdraw_all(volume_id))
+
+    async def _withdraw_strangers(
         self,
         served: Mapping[str, ServedVolume | None],
         present: Mapping[Protocol, Mapping[str, Presence] | StorageError],
     ) -> None:
-        orphans = []
-        known: set[str] = set()
-        for volume_id, state in served.items():
-            if state is not None:
-                known |= state.exports.keys()
-            if volume_id in self.wanted:
-                continue
-            if state is not None and not await self._is_unwanted(state):
-                continue
-            orphans += [Orphan(one, volume_id, protocol) for one, protocol in (state.exports if state else {}).items()]
-            log.warning("volume %s is served and no marker asks for it: it is withdrawn", volume_id)
-            async with self._publisher.changing(volume_id):
-                if state is None or await self._is_unwanted(state):
-                    await self._quietly(self._publisher.withdraw_all(volume_id))
-        wanted = {record.export_id for one in self.wanted.values() for record in one.records}
+        """What nothing in the run directory knows: made by something else, or left by a crash before that."""
+        known = {export_id for state in served.values() if state is not None for export_id in state.exports}
+        known |= {record.export_id for one in self.wanted.values() for record in one.records}
+        strangers = []
         for protocol, found in present.items():
             if isinstance(found, StorageError):
                 continue
-            for export_id in found.keys() - known - wanted:
-                # Nothing in the run directory knows it: made by something else, or left by a crash before that.
-                orphans.append(Orphan(export_id, None, protocol))
+            for export_id in found.keys() - known:
+                strangers.append(Orphan(export_id, None, protocol))
                 log.warning("%s serves %s, which nobody asked for: it is withdrawn", protocol.value, export_id)
                 await self._quietly(self._publisher.exporters[protocol].withdraw(export_id, None))
-        self.orphans = orphans
+        self.orphans = [one for one in self.orphans if one.volume_id is not None] + strangers
 
     async def _is_unwanted(self, state: ServedVolume) -> bool:
         """Whether the disk says so, and not only keeps silent."""

@@ -235,9 +235,8 @@ class Exporting:
 
     async def withdraw(self, held: Held, remaining: Sequence[ExportRecord]) -> None:
         """Serve no more than these; what goes has no way in any more when this returns."""
-        settled = await self._publisher.settle(self.source(held), remaining)
-        for failure in settled.failures.values():
-            raise failure
+        # What is to stay and cannot be served now does not keep the other from going: the reconciler looks after it.
+        await self._publisher.settle(self.source(held), remaining)
         self._reconciler.wanted.pop(held.volume.volume_id, None)
         if remaining:
             self._reconciler.wanted[held.volume.volume_id] = Wanted(held.location, held.volume, tuple(remaining))
@@ -319,7 +318,7 @@ class Exporting:
             record=record,
             here=here,
             fresh=marker.fresh,
-            status=self._reconciler.status.get(record.export_id) if record is not None and here else None,
+            status=self._reconciler.status_of(record) if record is not None and here else None,
             endpoint=endpoint,
         )
 
