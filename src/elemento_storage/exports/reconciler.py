@@ -18,6 +18,7 @@ from typing import Final
 from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.markers import marker_names, read_marker, touch_markers
+from elemento_storage.catalog.settings import SETTINGS_FILE
 from elemento_storage.config import Settings
 from elemento_storage.disk import within
 from elemento_storage.engine.volume_engine import Source, VolumeEngine
@@ -184,12 +185,16 @@ class Reconciler:
         return {one.volume_id: self.read_records(location.volume_path(one.volume_id)) for one in volumes}
 
     def read_records(self, directory: str) -> tuple[ExportRecord, ...]:
-        """What this server shall serve of the volume in a directory. Blocks. Raises OSError."""
+        """What this server shall serve of the volume in a directory. Blocks.
+
+        Raises OSError, also when the location is gone: that its volumes are not there says nothing of them.
+        """
         volume_id = volume_id_of_directory(os.path.basename(directory)) or ""
         records = []
         try:
             names = marker_names(directory)
         except FileNotFoundError:
+            os.stat(f"{os.path.dirname(directory)}/{SETTINGS_FILE}")
             return ()
         for name in names:
             content = read_marker(directory, name)
@@ -257,6 +262,9 @@ class Reconciler:
         engines = {volume_id: self._publisher.engine(volume_id)}
         own = {one.protocol for one in records} - present.keys()
         present = {**present, **{one: await self._ask(one, engines) for one in own}}
+        for one in own:
+            if isinstance(answer := present[one], StorageError):
+                raise answer
         if not self._publisher.engine(volume_id).pids or self._is_mending_needed(records, present):
             log.warning("volume %s: bringing its exports back", volume_id)
             for record in records:
@@ -281,7 +289,7 @@ class Reconciler:
     ) -> bool:
         for record in records:
             served = present[record.protocol]
-            if isinstance(served, StorageError) or record.export_id not in served:
+            if not isinstance(served, StorageError) and record.export_id not in served:
                 return True
         return False
 
