@@ -22,6 +22,7 @@ from elemento_storage.errors import ExportFailed, ImageDamaged, ImageInUse
 log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 10.0
+_QUERY_S: Final = 3.0
 _START_S: Final = 10.0
 _END_S: Final = 10.0
 _LOG_KEPT: Final = 4096
@@ -143,7 +144,7 @@ class StorageDaemon:
         async with self._one_at_a_time:
             client = QMPClient(os.path.basename(self.directory))
             try:
-                async with asyncio.timeout(_ANSWER_S):
+                async with asyncio.timeout(_QUERY_S if command.startswith("query-") else _ANSWER_S):
                     await client.connect(self._monitor)
                     return await client.execute(command, dict(arguments) if arguments else None)
             except ExecuteError as error:
