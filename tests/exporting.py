@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elemento_storage.model import marker_name
+from elemento_storage.model import marker_name, utc_now
 from tests.clients import SLOW_S, QemuIo, eventually
 from tests.live import ALICE, LiveServer
 
@@ -62,11 +62,13 @@ def is_healthy(server: LiveServer, vid: str, client: str = ALICE) -> bool:
 
 
 def wait_healthy(server: LiveServer, *vids: str, timeout_s: float = SLOW_S) -> None:
-    """Until every export of these volumes was seen to serve."""
+    """Until every export of these volumes was seen to serve, after this was called."""
+    asked = utc_now()
 
     def all_are() -> bool:
         found = [one for one in server.call("exports")["exports"] if one["vid"] in vids]
-        return {one["vid"] for one in found} == set(vids) and all(one["state"] == "healthy" for one in found)
+        healthy = [one["vid"] for one in found if one["state"] == "healthy" and one["last_probe"] > asked]
+        return set(healthy) == set(vids) and len(healthy) == len(found)
 
     eventually(all_are, timeout_s)
 
