@@ -116,7 +116,8 @@ class LiveServer:
     def daemons(self, name: str = "") -> dict[int, str]:
         """The processes that serve exports: pid and pid file, of those whose pid file has ``name`` in its path."""
         found = {}
-        for pid_file in sorted(self.run_dir.rglob("pid")):
+        directories = (directory for directory, _, names in os.walk(self.run_dir) if "pid" in names)
+        for pid_file in sorted(Path(directory) / "pid" for directory in directories):
             with contextlib.suppress(OSError, ValueError):
                 pid = int(pid_file.read_text())
                 command_line = Path(f"/proc/{pid}/cmdline").read_bytes()

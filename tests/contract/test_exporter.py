@@ -132,7 +132,8 @@ class Rig:
 
     async def serve(self, *records: ExportRecord) -> Attachment:
         settled: Settled = await self.publisher.settle(self.source(), records)
-        assert not settled.failures
+        for failure in settled.failures.values():
+            raise failure
         assert settled.attachment is not None
         return settled.attachment
 

@@ -24,7 +24,8 @@ from elemento_storage.errors import ExportFailed, ImageDamaged, ImageInUse, Tool
 
 log = logging.getLogger(__name__)
 
-_ANSWER_S: Final = 5.0
+_ANSWER_S: Final = 10.0
+_QUERY_S: Final = 3.0
 _START_S: Final = 10.0
 _END_S: Final = 10.0
 _END_MONITOR_S: Final = 1.0
@@ -163,7 +164,7 @@ class StorageDaemon:
             hold = monitor.dup()
             client = QMPClient(os.path.basename(self.directory))
             try:
-                async with asyncio.timeout(_ANSWER_S):
+                async with asyncio.timeout(_QUERY_S if command.startswith("query-") else _ANSWER_S):
                     await asyncio.get_running_loop().sock_connect(monitor, self._monitor)
                     await client.connect(monitor)
                     return await client.execute(command, dict(arguments) if arguments else None)

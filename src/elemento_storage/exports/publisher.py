@@ -123,7 +123,7 @@ class Publisher:
     async def settle(self, source: Source, records: Sequence[ExportRecord]) -> Settled:
         """Serve exactly these records. What cannot be served is in ``failures``; the others are.
 
-        Raises ExportFailed when something that shall go does not, ImageInUse, ImageDamaged.
+        Raises ExportFailed when something that shall go does not.
         """
         self.claim()
         engine = self.engine(source.volume_id)
@@ -132,9 +132,17 @@ class Publisher:
         if not wanted:
             await engine.stop()
             return Settled(None)
+        try:
+            source.directory.encode()
+        except UnicodeEncodeError:
+            why = ExportFailed("the location's name is not UTF-8, and QEMU opens no such path: rename it")
+            return Settled(None, dict.fromkeys(wanted, why))
         state = {export_id: record.protocol for export_id, record in wanted.items()}
         self._write_state(engine, ServedVolume(volume_id=source.volume_id, directory=source.directory, exports=state))
-        attachment = await self._attach(engine, source, records)
+        try:
+            attachment = await self._attach(engine, source, records)
+        except StorageError as error:
+            return Settled(None, dict.fromkeys(wanted, error))
         reached("export.attached")
         settled = Settled(attachment)
         for record in records:

@@ -275,11 +275,10 @@ class Reconciler:
                 self._status(record).repairs += 1
         settled = await self._publisher.settle(source, records)
         self.watch()
-        assert settled.attachment is not None
         healthy = []
         for record in records:
             failure = settled.failures.get(record.export_id)
-            if failure is None:
+            if failure is None and settled.attachment is not None:
                 failure = await self.probe(wanted, record, settled.attachment, present)
             if failure is None:
                 healthy.append(f"{directory}/{marker_name(record.client, volume_id)}")

@@ -24,7 +24,8 @@ _REQUEST: Final = struct.Struct("<ii64sIiQQIIIIII")
 _ANSWER: Final = struct.Struct("<II")
 _NO_TID: Final = -1
 _NO_LUN: Final = 2**64 - 1
-_ANSWER_S: Final = 5.0
+_ANSWER_S: Final = 10.0
+_QUERY_S: Final = 3.0
 _START_S: Final = 10.0
 _LARGEST_ANSWER: Final = 1 << 26
 _CONTROL_PORT: Final = 1  # the number is part of the socket's name, and the socket is in a directory of our own
@@ -204,8 +205,9 @@ class Tgtd:
         request = _REQUEST.pack(
             mode, op, b"iscsi", _REQUEST.size + len(text), tid, session, lun, connection, 0, 0, 0, 0, force
         )
+        patience_s = _QUERY_S if op is Op.SHOW else _ANSWER_S
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(patience_s):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
                 try:
                     writer.write(request + text)
@@ -216,7 +218,7 @@ class Tgtd:
                 finally:
                     writer.close()
         except TimeoutError as error:
-            raise ExportFailed(f"tgtd does not answer within {_ANSWER_S:g} s") from error
+            raise ExportFailed(f"tgtd does not answer within {patience_s:g} s") from error
         except (OSError, EOFError) as error:
             raise ExportFailed(f"tgtd cannot be reached: {error}") from error
         if problem:
