@@ -1,14 +1,15 @@
 """qemu-storage-daemon: one process that has one volume open and serves it (qemu-storage-daemon(1)).
 
 The process outlives this one. All that is needed to talk to it again is its directory: ``qmp`` (its monitor), ``pid``,
-``log``. Every question opens the monitor, asks and closes it again, so that nothing is kept that could be stale.
+``log``. A question opens the monitor, asks and closes it again, so that nothing is kept that could be stale. Questions
+that belong together share a ``conversation``, because opening the monitor costs several times what a question does.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -41,6 +42,8 @@ class StorageDaemon:
         self._pid_file = f"{directory}/pid"
         self._log_file = f"{directory}/log"
         self._one_at_a_time = asyncio.Lock()
+        self._client: QMPClient | None = None  # only in a conversation
+        self._conversations = 0
 
     @property
     def pid(self) -> int | None:
@@ -51,6 +54,7 @@ class StorageDaemon:
 
     async def start(self, node: BlockNode) -> None:
         """Start the daemon with the volume open. Raises ImageInUse, ImageDamaged, ExportFailed, ToolMissing."""
+        await self._hang_up()
         for name in (self._monitor, self._log_file):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -143,24 +147,46 @@ class StorageDaemon:
 
     # -- the monitor ---------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def conversation(self) -> AsyncIterator[None]:
+        """All commands until the end go over one connection, which the first of them opens."""
+        self._conversations += 1
+        try:
+            yield
+        finally:
+            self._conversations -= 1
+            if not self._conversations:
+                await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await client.disconnect()
+
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """One command of the QMP reference. Raises ExportFailed, also when there is no answer in time."""
         async with self._one_at_a_time:
-            client = QMPClient(os.path.basename(self.directory))
+            keep = False
             try:
                 async with asyncio.timeout(_ANSWER_S):
-                    await client.connect(self._monitor)
-                    return await client.execute(command, dict(arguments) if arguments else None)
+                    if self._client is None:
+                        self._client = QMPClient(os.path.basename(self.directory))
+                        await self._client.connect(self._monitor)
+                    answer = await self._client.execute(command, dict(arguments) if arguments else None)
+                    keep = self._conversations > 0
+                    return answer
             except ExecuteError as error:
+                keep = self._conversations > 0
                 raise ExportFailed(f"the storage daemon refuses {command}: {error}") from error
             except (ConnectError, QMPError, OSError, EOFError, TimeoutError) as error:
                 if command == "quit" and not isinstance(error, ConnectError | TimeoutError):
                     return None
                 raise ExportFailed(f"the storage daemon does not answer to {command}") from error
             finally:
-                with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-                    async with asyncio.timeout(1.0):
-                        await client.disconnect()
+                if not keep:
+                    await self._hang_up()
 
     async def exports(self) -> set[str]:
         """Ids of what it exports now, exports that are about to go included."""

@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -110,6 +110,12 @@ class VolumeEngine:
     def pids(self) -> list[int]:
         """The processes that live."""
         return [pid for pid in (self.daemon.pid, self._bridge.pid) if pid is not None]
+
+    @contextlib.asynccontextmanager
+    async def conversation(self) -> AsyncIterator[None]:
+        """Held around several calls: their commands share connections."""
+        async with self.daemon.conversation(), self._bridge.conversation():
+            yield
 
     # -- life ----------------------------------------------------------------------------------------------
 

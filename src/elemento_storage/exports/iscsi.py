@@ -4,6 +4,7 @@ Why tgtd's ``rdwr`` backing store and no flags: it writes by pwrite through the 
 flush and for FUA; its ``aio`` ignores SYNCHRONIZE CACHE, and direct writes over FUSE mix up concurrent requests.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -39,6 +40,7 @@ class IscsiExporter:
         # not let anybody past CHAP.
         self._probe_initiator = probe_initiator
         self._tids: dict[str, int] = {}
+        self._numbering = asyncio.Lock()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -66,9 +68,11 @@ class IscsiExporter:
         # Nobody can log in before an address or a name is bound, which comes last.
         name = record.target_name
         for _ in range(_TRIES):
-            tid = max((target.tid for target in (await self._all()).values()), default=0) + 1
             try:
-                await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
+                # One at a time: after a crash all targets are made at once, and would be after the same number.
+                async with self._numbering:
+                    tid = max((target.tid for target in (await self._all()).values()), default=0) + 1
+                    await self.tgtd.execute(Mode.TARGET, Op.NEW, f"targetname={name}", tid=tid)
             except Refused as error:
                 if error.problem != Problem.TARGET_EXISTS:
                     raise
