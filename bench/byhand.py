@@ -101,7 +101,10 @@ class ByHand:
 
     def _start(self, name: str, command: list[str], sign: Path, **environment: str) -> None:
         with (self._directory / f"{name}.log").open("wb") as log:
-            started = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+            # A session of their own, as every daemon has: the scheduler shares the processors among sessions.
+            started = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
+            )
         self._processes.append(started)
         deadline = time.monotonic() + _START_S
         while not sign.exists():

@@ -1,7 +1,8 @@
 """qemu-storage-daemon: one process that has one volume open and serves it (qemu-storage-daemon(1)).
 
 The process outlives this one. All that is needed to talk to it again is its directory: ``qmp`` (its monitor), ``pid``,
-``log``. Every question opens the monitor, asks and closes it again, so that nothing is kept that could be stale.
+``log``. A question opens the monitor, asks and closes it again, so that nothing is kept that could be stale. Questions
+that belong together share a ``conversation``, because opening the monitor costs several times what a question does.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -47,6 +48,9 @@ class StorageDaemon:
         self._pid_file = f"{directory}/pid"
         self._log_file = f"{directory}/log"
         self._one_at_a_time = asyncio.Lock()
+        self._client: QMPClient | None = None  # only in a conversation
+        self._conversations = 0
+        self._sockets: list[socket.socket] = []
 
     @property
     def pid(self) -> int | None:
@@ -61,6 +65,7 @@ class StorageDaemon:
         Raises ImageInUse, ImageDamaged, ExportFailed, ToolMissing.
         """
         program = await _safe_program()
+        await self._hang_up()
         for name in (self._monitor, self._log_file):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -155,33 +160,60 @@ class StorageDaemon:
 
     # -- the monitor ---------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def conversation(self) -> AsyncIterator[None]:
+        """All commands until the end go over one connection, which the first of them opens."""
+        self._conversations += 1
+        try:
+            yield
+        finally:
+            self._conversations -= 1
+            if not self._conversations:
+                await self._hang_up()
+
+    async def _dial(self) -> None:
+        # Our own socket, so that it is closed whatever becomes of the client: the monitor takes one at a time, and one
+        # that is left open keeps all later questions waiting.
+        monitor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._sockets = [monitor, monitor.dup()]
+        self._client = QMPClient(os.path.basename(self.directory))
+        await asyncio.get_running_loop().sock_connect(monitor, self._monitor)
+        await self._client.connect(monitor)
+
+    async def _hang_up(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
+                async with asyncio.timeout(_END_MONITOR_S):
+                    await client.disconnect()
+        for one in reversed(self._sockets):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._sockets = []
+
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """One command of the QMP reference. Raises ExportFailed, also when there is no answer in time."""
         async with self._one_at_a_time:
-            # Our own socket, so that it is closed whatever becomes of the client: the monitor takes one at a time, and
-            # one that is left open keeps all later questions waiting.
-            monitor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            hold = monitor.dup()
-            client = QMPClient(os.path.basename(self.directory))
+            keep = False
             try:
                 async with asyncio.timeout(_QUERY_S if command.startswith("query-") else _ANSWER_S):
-                    await asyncio.get_running_loop().sock_connect(monitor, self._monitor)
-                    await client.connect(monitor)
-                    return await client.execute(command, dict(arguments) if arguments else None)
+                    if self._client is None:
+                        await self._dial()
+                    assert self._client is not None
+                    answer = await self._client.execute(command, dict(arguments) if arguments else None)
+                    keep = self._conversations > 0
+                    return answer
             except ExecuteError as error:
+                keep = self._conversations > 0
                 raise ExportFailed(f"the storage daemon refuses {command}: {error}") from error
             except (ConnectError, QMPError, OSError, EOFError, TimeoutError) as error:
                 if command == "quit" and not isinstance(error, ConnectError | TimeoutError):
                     return None
                 raise ExportFailed(f"the storage daemon does not answer to {command}") from error
             finally:
-                with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-                    async with asyncio.timeout(_END_MONITOR_S):
-                        await client.disconnect()
-                with contextlib.suppress(OSError):
-                    hold.shutdown(socket.SHUT_RDWR)
-                hold.close()
-                monitor.close()
+                if not keep:
+                    await self._hang_up()
 
     async def exports(self) -> dict[str, str]:
         """Ids of what it exports now, exports that are about to go included, and the node of each."""

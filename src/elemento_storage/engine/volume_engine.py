@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -129,6 +129,12 @@ class VolumeEngine:
     def has_died(self) -> bool:
         """Whether there was a daemon in this run directory that was not ended in good order."""
         return self.daemon.pid is None and os.path.exists(f"{self.directory}/pid")
+
+    @contextlib.asynccontextmanager
+    async def conversation(self) -> AsyncIterator[None]:
+        """Held around several calls: their commands share connections."""
+        async with self.daemon.conversation(), self._bridge.conversation():
+            yield
 
     # -- life ----------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class Publisher:
     @contextlib.asynccontextmanager
     async def changing(self, volume_id: str) -> AsyncIterator[None]:
         """Held around every look at a volume's records that ends in ``settle``."""
-        async with self._one_at_a_time.hold(volume_id):
+        async with self._one_at_a_time.hold(volume_id), self.engine(volume_id).conversation():
             yield
 
     def served(self) -> dict[str, ServedVolume | None]:
