@@ -28,6 +28,8 @@ from elemento_storage.exports.nbd import LocalExporter, NbdExporter
 from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Reconciler, Wanted
 from elemento_storage.exports.record import ExportRecord, Protocol
+from elemento_storage.exports.smb import SmbExporter
+from elemento_storage.exports.smbd import Smbd
 from elemento_storage.exports.tgtd import Tgtd
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
@@ -92,6 +94,7 @@ class Server:
             ),
             Protocol.NBD: NbdExporter(host),
             Protocol.LOCAL: LocalExporter(host),
+            Protocol.SMB: SmbExporter(Smbd(settings.run_dir, host, settings.smb_port)),
         }
         publisher = Publisher(settings.run_dir, exporters, host)
 
