@@ -248,9 +248,12 @@ def left_of_daemon(pid_file: str, directory: str) -> list[int]:
 
 
 def _has_open(pid: str, directory: str) -> bool:
-    descriptors = f"/proc/{pid}/fd"
     prefix = f"{os.path.realpath(directory)}/"
-    return any(os.readlink(f"{descriptors}/{name}").startswith(prefix) for name in os.listdir(descriptors))
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it has been closed
+            if os.readlink(f"/proc/{pid}/fd/{name}").startswith(prefix):
+                return True
+    return False
 
 
 async def end_daemon(pid: int, *, grace_s: float) -> bool:

@@ -88,10 +88,13 @@ def test_putting_the_same_again_writes_nothing(files: SmbFiles) -> None:
 def test_what_differs_is_replaced_and_told(files: SmbFiles, other: dict[str, Any]) -> None:
     first = files.put(share(1))
     files.put(share(2))
+    assert files.would_change(share(1, **other))
     put = files.put(share(1, **other))
     assert put.was_other
     assert put.account == first.account
+    assert not files.would_change(share(1, **other))
     assert not files.put(share(1, **other)).was_other
+    assert not files.would_change(share(3))
     assert sorted(files.shares()) == [uid(1), uid(2)]
 
 

@@ -69,16 +69,14 @@ class SmbExporter:
             readonly=record.readonly,
             addresses=record.addresses,
         )
-        put = self.smbd.put(share)
-        try:
-            async with asyncio.timeout(_FILE_S):
-                await asyncio.to_thread(_let_in, directory, put.account.gid)
-        except (OSError, TimeoutError) as error:
-            raise ExportFailed(f"smbd cannot be let into the volume: {str(error) or 'no answer in time'}") from error
-        if put.was_other:
-            # The daemon behind the file is another one, and handles of the old one are dead: a client that is
-            # disconnected opens the file again by itself.
-            await self.smbd.disconnect(share.name, put.account.uid)
+        # When the daemon behind the file is another one, so is the share: clients are disconnected, because handles of
+        # the old one are dead, and open the file again by themselves. Then they have to be let in already.
+        known = self.smbd.files.accounts().get(record.user)
+        if known is not None:
+            await _let_in(directory, known.gid)
+        account = await self.smbd.put(share)
+        if account != known:
+            await _let_in(directory, account.gid)
         reached("export.target-made")
 
     async def withdraw(self, export_id: str, engine: VolumeEngine | None) -> None:
@@ -158,11 +156,16 @@ def _options(credentials: str, port: int, disk: GuestDisk) -> list[str]:
     return [*options, "ro"] if disk.readonly else options
 
 
-def _let_in(directory: str, gid: int) -> None:
-    """Open the directory and its file to a group, and the way there to everybody.
+async def _let_in(directory: str, gid: int) -> None:
+    """Open the directory and its file to a group, and the way there to everybody. Raises ExportFailed."""
+    try:
+        async with asyncio.timeout(_FILE_S):
+            await asyncio.to_thread(_set_modes, directory, gid)
+    except (OSError, TimeoutError) as error:
+        raise ExportFailed(f"smbd cannot be let into the volume: {str(error) or 'no answer in time'}") from error
 
-    Blocks. Raises OSError, ExportFailed.
-    """
+
+def _set_modes(directory: str, gid: int) -> None:
     file = f"{directory}/{VIEWED_FILE}"
     writable = os.stat(file).st_mode & stat.S_IWUSR
     for path, mode in ((directory, 0o750), (file, 0o660 if writable else 0o440)):

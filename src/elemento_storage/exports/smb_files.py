@@ -137,7 +137,7 @@ class Put:
     """What came of putting a share into the files."""
 
     account: Account
-    was_other: bool  #: it was there before, and different
+    was_other: bool  #: it was there before, and different: whoever uses it uses what it was
 
 
 class SmbFiles:
@@ -204,15 +204,26 @@ class SmbFiles:
     def put(self, share: Share) -> Put:
         """Have the share, its user and the user's password as they shall be."""
         shares, accounts, hashes = self.shares(), self.accounts(), self._hash_lines()
-        account = accounts.get(share.user)
-        if account is None or account.volume_id != share.volume_id:
-            account = _new_account(accounts.values(), share.volume_id)
-        section = self._section(share)
-        line = f"{share.user}:{account.uid}:{'X' * 32}:{share.nt_hash}:[U          ]:LCT-00000001:"
+        account, section, line = self._wanted(share)
         if (shares.get(share.name), accounts.get(share.user), hashes.get(share.user)) == (section, account, line):
             return Put(account, was_other=False)
         self._write({**shares, share.name: section}, {**accounts, share.user: account}, {**hashes, share.user: line})
         return Put(account, was_other=share.name in shares)
+
+    def would_change(self, share: Share) -> bool:
+        """Whether the share is there, and different."""
+        shares, accounts, hashes = self.shares(), self.accounts(), self._hash_lines()
+        account, section, line = self._wanted(share)
+        present = (shares.get(share.name), accounts.get(share.user), hashes.get(share.user))
+        return share.name in shares and present != (section, account, line)
+
+    def _wanted(self, share: Share) -> tuple[Account, str, str]:
+        accounts = self.accounts()
+        account = accounts.get(share.user)
+        if account is None or account.volume_id != share.volume_id:
+            account = _new_account(accounts.values(), share.volume_id)
+        line = f"{share.user}:{account.uid}:{'X' * 32}:{share.nt_hash}:[U          ]:LCT-00000001:"
+        return account, self._section(share), line
 
     def remove(self, name: str) -> None:
         """Have no such share, and nobody who was let in for it."""

@@ -17,7 +17,7 @@ import msgspec
 
 from elemento_storage import process
 from elemento_storage.errors import ExportFailed, ToolMissing
-from elemento_storage.exports.smb_files import Put, Share, SmbFiles
+from elemento_storage.exports.smb_files import Account, Share, SmbFiles
 
 _START_S: Final = 10.0
 _GRACE_S: Final = 2.0
@@ -163,9 +163,18 @@ class Smbd:
 
     # -- shares --------------------------------------------------------------------------------------------
 
-    def put(self, share: Share) -> Put:
-        """Serve a share to its user. Whoever has it open goes on with what it was: see ``disconnect``."""
-        return self.files.put(share)
+    async def put(self, share: Share) -> Account:
+        """Serve a share to its user. When it was another one, clients are disconnected, and find it as it is now.
+
+        Before, so that a crash leaves nobody with what it was; after, for those who were quicker than we.
+        """
+        if self.files.would_change(share):
+            account = self.files.account_of(share.name)
+            await self.disconnect(share.name, account.uid if account else None)
+        put = self.files.put(share)
+        if put.was_other:
+            await self.disconnect(share.name, put.account.uid)
+        return put.account
 
     async def remove(self, name: str) -> None:
         """Serve a share no more; its user is not let in and has nothing under way when this returns."""
