@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -35,13 +36,26 @@ _DISPOSITION_INFORMATION = 13
 _RENAME_INFORMATION = 10
 
 
+_connecting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _from(source: str) -> Iterator[None]:
+    """Connect from an address of ours; the library cannot be told."""
+    with (
+        _connecting,
+        mock.patch("socket.create_connection", partial(socket.create_connection, source_address=(source, 0))),
+    ):
+        yield
+
+
 class SmbClient:
     """One TCP connection with one session, and one share of it."""
 
     def __init__(self, export: Mapping[str, Any], *, encrypt: bool = True, source: str = "127.0.0.1", **other: str):
         endpoint, credentials = export["endpoint"], {**export["credentials"], **other}
         self.connection: Any = Connection(uuid.uuid4(), endpoint["server"], endpoint["port"])
-        with mock.patch("socket.create_connection", partial(socket.create_connection, source_address=(source, 0))):
+        with _from(source):
             try:
                 self.connection.connect(timeout=10)
             except ValueError as error:  # what the library makes of a refused connection

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -519,6 +520,19 @@ def test_exporting_again_gives_new_credentials(server: LiveServer) -> None:
         pass
     with smb_client(new) as client:
         assert client.names() == [FILE]
+
+
+def test_many_at_the_same_time(server: LiveServer) -> None:
+    """The first of them starts smbd, and the others wait for it."""
+    volumes = [server.create(size=SIZE_GB) for _ in range(12)]
+    with ThreadPoolExecutor(len(volumes)) as pool:
+        exports = list(pool.map(lambda vid: shared(server, vid), volumes))
+        assert all(pool.map(shows_the_file, exports))
+        assert len(server.daemons("/smb/")) == 1
+        list(pool.map(lambda vid: unshared(server, vid), volumes))
+    conf = (server.run_dir / "smb" / "smb.conf").read_text()
+    assert not any(export["endpoint"]["share"] in conf for export in exports)
+    assert not server.daemons("/v/")
 
 
 def test_smbd_comes_back_with_all_shares(server: LiveServer) -> None:

@@ -85,9 +85,8 @@ class Smbd:
 
     async def start(self) -> None:
         """Have it running. Raises ExportFailed, ToolMissing."""
-        if self.pid is None or not self.files.is_current:
-            async with self._starting:
-                await self._start()
+        async with self._starting:  # even if it lives: it may be starting, and not listen yet
+            await self._start()
 
     async def _start(self) -> None:
         if self.pid is not None:
