@@ -12,9 +12,9 @@ fail() { say "$*"; exit 1; }
 . /etc/os-release
 [ "${ID:-}" = debian ] || fail "this needs Debian 12 or 13 (found ${PRETTY_NAME:-an unknown system}); install the packages named in scripts/setup.sh by hand and call the .venv part yourself"
 
-packages=(python3 python3-venv util-linux qemu-utils tgt fuse3 samba samba-common-bin libnss-wrapper make gcc libc6-dev)
+packages=(python3 python3-venv util-linux qemu-utils tgt fuse3 samba samba-common-bin smbclient libnss-wrapper make gcc libc6-dev)
 if [ "$purpose" != serve ]; then
-    packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio smbclient gnutls-bin)
+    packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
     packages+=(qemu-system-x86 libvirt-clients libxml2-utils)
 fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk); fi

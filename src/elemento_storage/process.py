@@ -1,9 +1,9 @@
 """The only place that starts other programs.
 
-Every program runs with a time-out, limits on its memory and CPU time, no standard input, a plain locale, in
-its own session, and dies with this process: an orphaned qemu-img that goes on writing after a restart is a second
-writer. ``setpriv --pdeathsig`` and ``prlimit`` (util-linux) set that up in the child; a ``preexec_fn`` would run Python
-between fork and exec, which is unsafe with threads.
+Every program runs with a time-out, limits on its memory and CPU time, no standard input but what it is given, a plain
+locale, in its own session, and dies with this process: an orphaned qemu-img that goes on writing after a restart is a
+second writer. ``setpriv --pdeathsig`` and ``prlimit`` (util-linux) set that up in the child; a ``preexec_fn`` would run
+Python between fork and exec, which is unsafe with threads.
 
 Daemons are the exception (``start_daemon``): they serve clients and outlive this process on purpose. They are found
 again by their pid file, and believed to be ours when their command line names our directory.
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -60,8 +61,11 @@ async def run(
     cancel: asyncio.Event | None = None,
     environment: Mapping[str, str] | None = None,
     expected: frozenset[int] = frozenset({0}),
+    standard_input: bytes | None = None,
 ) -> Finished:
     """Run a program to its end. ``environment`` is added to a plain one.
+
+    ``standard_input`` is for a few words that nobody else may see: arguments are shown to everybody by ps(1).
 
     ``on_output`` gets standard output piece by piece as it comes (progress); it is then not collected. When
     ``cancel`` is set the program is killed.
@@ -75,12 +79,13 @@ async def run(
     if limits.cpu_s:
         prefix.append(f"--cpu={limits.cpu_s}")
     prefix.append("--core=0")
+    stdin = None if standard_input is None else _readable(standard_input)
     try:
         child = await asyncio.create_subprocess_exec(
             *prefix,
             "--",
             *argv,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=_environment(environment),
@@ -88,6 +93,9 @@ async def run(
         )
     except FileNotFoundError as error:
         raise ToolMissing("setpriv and prlimit are missing: install the package util-linux") from error
+    finally:
+        if stdin is not None:
+            os.close(stdin)
     assert child.stdout is not None
     assert child.stderr is not None
     collected: list[str] = []
@@ -138,6 +146,17 @@ async def _tail(stream: asyncio.StreamReader) -> str:
     while piece := await stream.read(65536):
         kept = (kept + piece)[-_STDERR_KEPT:]
     return kept.decode("utf-8", "replace").strip()
+
+
+def _readable(content: bytes) -> int:
+    """A descriptor that holds some bytes and then ends. A pipe: uvloop's own is a socket, which has no /dev/stdin."""
+    assert len(content) <= select.PIPE_BUF  # so that writing it waits for nobody
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.write(writer, content)
+    finally:
+        os.close(writer)
+    return reader
 
 
 async def start_daemon(
@@ -211,6 +230,35 @@ def daemon_pid(pid_file: str, named: str) -> int | None:
     except OSError:
         return None
     return pid if os.fsencode(named) in command_line else None
+
+
+def left_of_daemon(pid_file: str, directory: str) -> list[int]:
+    """Children that outlived a daemon: they are in the session that it led, and have files in ``directory`` open.
+
+    Blocks. Their titles may be anything by now; and after a reboot the pid may be that of another session.
+    """
+    leader = _read_pid(pid_file)
+    if leader is None:
+        return []
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, _, _, session = file.read().rpartition(b") ")[2].split()[:4]
+            if int(session) == leader and state not in b"ZX" and _has_open(name, directory):
+                found.append(int(name))
+    return found
+
+
+def _has_open(pid: str, directory: str) -> bool:
+    prefix = f"{os.path.realpath(directory)}/"
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it has been closed
+            if os.readlink(f"/proc/{pid}/fd/{name}").startswith(prefix):
+                return True
+    return False
 
 
 async def end_daemon(pid: int, *, grace_s: float) -> bool:

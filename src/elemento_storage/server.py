@@ -28,6 +28,8 @@ from elemento_storage.exports.nbd import LocalExporter, NbdExporter, NbdServerSe
 from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Reconciler, Wanted
 from elemento_storage.exports.record import ExportRecord, Protocol
+from elemento_storage.exports.smb import SmbExporter
+from elemento_storage.exports.smbd import Smbd
 from elemento_storage.exports.tgtd import Tgtd
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
@@ -95,6 +97,7 @@ class Server:
             Protocol.ISCSI: IscsiExporter(tgtd, host, settings.iscsi_port, probe_initiator),
             Protocol.NBD: NbdExporter(nbd),
             Protocol.LOCAL: LocalExporter(nbd),
+            Protocol.SMB: SmbExporter(Smbd(settings.run_dir, host, settings.smb_port)),
         }
         publisher = Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd, core.markers.server_id)
 

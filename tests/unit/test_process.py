@@ -100,6 +100,16 @@ async def test_no_standard_input_a_plain_environment_and_a_session_of_its_own(mo
     assert (await process.run([sys.executable, "-c", script], QUICK)).stdout == "True\n"
 
 
+async def test_standard_input_is_what_is_given_and_can_be_opened_by_name() -> None:
+    assert (await process.run(["cat"], QUICK, standard_input=b"a secret")).stdout == "a secret"
+    assert (await process.run(["cat", "/dev/stdin"], QUICK, standard_input=b"a secret")).stdout == "a secret"
+    assert (await process.run(["true"], QUICK, standard_input=b"nobody reads it")).stdout == ""
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ToolMissing):
+        await process.run(["no-such-program"], QUICK, standard_input=b"a secret")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 async def test_output_that_is_not_utf8_is_no_error() -> None:
     assert (await shell("printf '\\377x'")).stdout == "\ufffdx"
 

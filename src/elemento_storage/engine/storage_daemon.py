@@ -237,7 +237,11 @@ class StorageDaemon:
         await self.execute("block-export-add", {**options, "iothread": _THREAD})
 
     async def add_fuse(self, export_id: str, mount_point: str, *, node: str, writable: bool, everybody: bool) -> None:
-        """Show a node as the content of an existing file."""
+        """Show a node as the content of an existing file.
+
+        ``everybody``: insist on it that other users can be let in. If FUSE allows it they can be in any case, because
+        who else will want the file is not known yet; the kernel then goes by owner and mode, which are root and 0600.
+        """
         await self.execute(
             "block-export-add",
             {
@@ -247,7 +251,7 @@ class StorageDaemon:
                 "node-name": node,
                 "mountpoint": mount_point,
                 "writable": writable,
-                "allow-other": "on" if everybody else "off",
+                "allow-other": "on" if everybody else "auto",
             },
         )
 

@@ -13,7 +13,7 @@ Everything is found again in the volume's run directory by whichever process loo
     qmp pid log      the daemon;  bridge/… the same of the bridge
     listener.json    what the daemon listens on;  bridge/listener.json
     nbd              the Unix socket
-    view-<pid>       where FUSE shows the content, of the daemon with that pid
+    view-<pid>       the directory of nothing but disk.img, where FUSE shows the content, of the daemon with that pid
     lun-<pid>-<size> a link to the file; a new name whenever the file behind it, or its size, is another one
 """
 
@@ -36,6 +36,7 @@ from elemento_storage.errors import ExportFailed
 
 _FIXED_NODE: Final = "fixed"
 _VIEW_EXPORT: Final = "view"
+VIEWED_FILE: Final = "disk.img"  #: what the content is called where FUSE shows it
 _EXPORT: Final = "export-"  # QEMU's ids begin with a letter
 _BRIDGE_EXPORT: Final = "bridge-"  # the same for an export that the bridge is the client of
 _TLS: Final = "tls"
@@ -360,7 +361,7 @@ class VolumeEngine:
         await self.start(source)
         viewed = await self.is_viewed()
         pid = self.daemon.pid
-        view = f"{self.directory}/view-{pid}"
+        view = f"{self.directory}/view-{pid}/{VIEWED_FILE}"
         if not viewed:
             await self._set_exports({})  # QEMU allows no NBD export of a node that FUSE shows
             await self.daemon.remove_node(_FIXED_NODE)  # left by a start that was cut off
@@ -375,6 +376,9 @@ class VolumeEngine:
         # A raw node of a fixed size: QEMU's FUSE export lets a client truncate the image, this node does not.
         size_bytes = await self.daemon.size_bytes()
         await self.daemon.execute("blockdev-add", _fixed(size_bytes, read_only=source.node.read_only))
+        # In a directory of its own, because smbd shares directories. The empty file below the mount stays ours: when
+        # the daemon has ended, no client of smbd writes into that instead of the volume.
+        os.makedirs(os.path.dirname(view), mode=0o700, exist_ok=True)
         os.close(os.open(view, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         writable = not source.node.read_only
         await self.daemon.add_fuse(_VIEW_EXPORT, view, node=_FIXED_NODE, writable=writable, everybody=everybody)
@@ -392,7 +396,9 @@ class VolumeEngine:
         for mount_point in mounts_below(self.directory):
             await process.run(["fusermount3", "-u", "-z", "--", mount_point], _UNMOUNT_LIMITS)
         for name in os.listdir(self.directory):
-            if name.startswith(("view-", "lun-")):
+            if name.startswith("view-"):
+                shutil.rmtree(f"{self.directory}/{name}")
+            elif name.startswith("lun-"):
                 os.unlink(f"{self.directory}/{name}")
 
     # -- growing -------------------------------------------------------------------------------------------
