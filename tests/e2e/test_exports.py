@@ -508,7 +508,7 @@ def test_clients_see_their_own_exports(server: LiveServer) -> None:
 def test_tenants_do_not_see_or_take_each_others_exports(tmp_path: Path) -> None:
     with live_server(tmp_path, "--auth", "tokens") as server:
         alice, bob, carol = (bearer(make_token(server.state_dir, who)) for who in (ALICE, BOB, CAROL))
-        admin = bearer(make_token(server.state_dir, "d" * 32, "--role", "admin"))
+        admin = bearer(make_token(server.state_dir, "d" * 32, "--admin"))
         vid = server.call("create", {"name": "shared", "size": 0.001, "shareable": True}, **alice)["vid"]
         private = server.call("create", {"name": "mine", "size": 0.001, "private": True}, **alice)["vid"]
 
