@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Attach, ClientFailed, NoAnswer, QemuIo, cannot_write, discovered, eventually
+from tests.e2e.test_auth import bearer, make_token
 from tests.exporting import (
     MIB,
     PROTOCOLS,
@@ -502,6 +503,41 @@ def test_clients_see_their_own_exports(server: LiveServer) -> None:
     assert set(listed_exports(server, volume_id=bobs)) == {(bobs, BOB)}
     assert "credentials" not in str(server.call("exports"))
     assert orphans(server) == []
+
+
+def test_tenants_do_not_see_or_take_each_others_exports(tmp_path: Path) -> None:
+    with live_server(tmp_path, "--auth", "tokens") as server:
+        alice, bob, carol = (bearer(make_token(server.state_dir, who)) for who in (ALICE, BOB, CAROL))
+        admin = bearer(make_token(server.state_dir, "d" * 32, "--admin"))
+        vid = server.call("create", {"name": "shared", "size": 0.001, "shareable": True}, **alice)["vid"]
+        private = server.call("create", {"name": "mine", "size": 0.001, "private": True}, **alice)["vid"]
+
+        def seen(headers: dict[str, str], **body: str) -> set[tuple[str, str]]:
+            return {(one["vid"], one["client_uid"]) for one in server.call("exports", body, **headers)["exports"]}
+
+        for who, headers in ((ALICE, alice), (BOB, bob)):
+            server.call("export", {"volume_id": vid, "client_uid": who, "protocol": "nbd"}, **headers)
+        server.call("export", {"volume_id": private, "client_uid": ALICE, "protocol": "nbd"}, **alice)
+        assert seen(alice) == {(vid, ALICE), (vid, BOB), (private, ALICE)}
+        assert seen(bob) == {(vid, BOB)}
+        assert seen(carol) == set()
+        assert seen(carol, volume_id=private) == set()
+        assert seen(admin) == seen(alice)
+        for path, body, headers, status in (
+            ("exports", {"client_uid": ALICE}, bob, 403),
+            ("export", {"volume_id": vid, "client_uid": ALICE, "protocol": "nbd"}, bob, 403),
+            ("export", {"volume_id": private, "client_uid": BOB, "protocol": "nbd"}, bob, 404),
+            ("unexport", {"volume_id": vid, "client_uid": ALICE}, carol, 403),
+            ("unexport", {"volume_id": vid, "client_uid": BOB}, carol, 403),
+            ("unexport", {"volume_id": private, "client_uid": ALICE}, carol, 404),
+        ):
+            assert server.post(path, body, **headers).status_code == status, (path, body)
+        assert seen(admin) == {(vid, ALICE), (vid, BOB), (private, ALICE)}
+        server.call("unexport", {"volume_id": vid, "client_uid": BOB}, **alice)
+        assert seen(bob) == set()
+        for one in (vid, private):
+            server.call("unexport", {"volume_id": one, "client_uid": ALICE}, **admin)
+        assert seen(admin) == set()
 
 
 # -- bad input -------------------------------------------------------------------------------------------------
