@@ -104,6 +104,7 @@ class Tgtd:
         self._named = f"{self.directory}/tgtd.pid"
         self._log_file = f"{self.directory}/log"
         self._starting = asyncio.Lock()
+        self._trusted: int | None = None  #: the pid that was seen to listen where it shall, and nowhere else
 
     @property
     def pid(self) -> int | None:
@@ -111,14 +112,18 @@ class Tgtd:
         return process.daemon_pid(self._pid_file, self._named)
 
     async def start(self) -> None:
-        """Have it running. Raises ExportFailed, ToolMissing."""
-        if self.pid is None:
-            async with self._starting:
-                await self._start()
-
-    async def _start(self) -> None:
-        if self.pid is not None:
+        """Have it running, and listening where it shall. Raises ExportFailed, ToolMissing."""
+        if self._trusted is not None and self._trusted == self.pid:
             return
+        async with self._starting:
+            is_new = self.pid is None
+            if is_new:
+                await self._spawn()
+            await self._wait_for_answer()
+            await self._require_portal(is_new=is_new)
+            self._trusted = self.pid
+
+    async def _spawn(self) -> None:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         for name in (self._socket, self._log_file):
             with contextlib.suppress(FileNotFoundError):
@@ -138,6 +143,8 @@ class Tgtd:
             log_file=self._log_file,
             environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc", **_preload()},
         )
+
+    async def _wait_for_answer(self) -> None:
         deadline = asyncio.get_running_loop().time() + _START_S
         while True:
             try:
@@ -147,13 +154,21 @@ class Tgtd:
                     raise ExportFailed(f"tgtd does not start on {self.portal}: {self._log_tail()}") from None
                 await asyncio.sleep(0.005)
             else:
-                break
+                return
+
+    async def _require_portal(self, *, is_new: bool) -> None:
         # tgtd that cannot have its portal listens on port 3260 of every address of the machine instead.
         portals = [line.partition(": ")[2].partition(",")[0] for line in (await self._portals()).splitlines()]
-        if portals != [self.portal]:
+        if portals == [self.portal]:
+            return
+        if is_new or any(portal.startswith(("0.0.0.0:", "[::]:")) for portal in portals):
             reason = self._log_tail()
             await self.kill()
             raise ExportFailed(f"tgtd cannot listen on {self.portal}: {reason}")
+        raise ExportFailed(
+            f"tgtd listens on {', '.join(portals)} and the settings say {self.portal}: set export-address and "
+            f"iscsi-port back, or end tgtd (pid {self.pid}) when its clients may be disconnected"
+        )
 
     async def _portals(self) -> str:
         return await self.execute(Mode.PORTAL, Op.SHOW)
