@@ -89,5 +89,6 @@ def throttle_layer(node_name: str, group: str, *, read_only: bool) -> dict[str, 
         "node-name": node_name,
         "throttle-group": group,
         "file": VOLUME_NODE,
+        "discard": "unmap",
         "read-only": read_only,
     }
