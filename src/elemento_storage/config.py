@@ -29,6 +29,13 @@ class Auth(StrEnum):
     TOKENS = "tokens"
 
 
+class IscsiBacking(StrEnum):
+    """How tgtd reaches an image that is not raw."""
+
+    NBD = "nbd"
+    FUSE = "fuse"
+
+
 class NbdTls(StrEnum):
     """How NBD over TCP is protected."""
 
@@ -64,6 +71,10 @@ class Settings:
         "127.0.0.1", "the address of this machine at which exports are offered to hypervisors"
     )
     iscsi_port: int = _setting(3260, "the TCP port of the iSCSI portal")
+    iscsi_backing: IscsiBacking = _setting(
+        IscsiBacking.NBD,
+        "how iSCSI reaches images that only QEMU can read: nbd, where the library for it was built; fuse: never so",
+    )
     nbd_ports: str = _setting("10809-12808", "the TCP ports for NBD, FIRST-LAST; every exported volume takes one")
     nbd_tls: NbdTls = _setting(
         NbdTls.OFF, "off; psk: every NBD export over TCP has a key of its own; x509: clients show a certificate"

@@ -92,7 +92,7 @@ class Server:
         host = settings.export_address
         probe_initiator = f"iqn.2004-10.cloud.elemento:probe:{secrets.token_hex(16)}"
         nbd = NbdServerSettings(host, settings.nbd_tls, settings.nbd_tls_dir)
-        tgtd = Tgtd(settings.run_dir, host, settings.iscsi_port)
+        tgtd = Tgtd(settings.run_dir, host, settings.iscsi_port, settings.iscsi_backing)
         exporters: dict[Protocol, Exporter] = {
             Protocol.ISCSI: IscsiExporter(tgtd, host, settings.iscsi_port, probe_initiator),
             Protocol.NBD: NbdExporter(nbd),

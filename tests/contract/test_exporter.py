@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from elemento_storage.config import NbdTls
+from elemento_storage.config import IscsiBacking, NbdTls
 from elemento_storage.disk import Disk, Place
 from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.engine.volume_engine import Source, VolumeEngine, mounts_below
@@ -50,10 +50,16 @@ class ExporterKind:
     protocol: Protocol
     make: Callable[[str, int], Exporter]
     client: Callable[[Endpoint], QemuIo] = lambda endpoint: QemuIo(endpoint.qemu)
+    name: str = ""
 
 
 KINDS = [
     ExporterKind(Protocol.ISCSI, lambda run, port: IscsiExporter(Tgtd(run, HOST, port), HOST, port, PROBE_INITIATOR)),
+    ExporterKind(
+        Protocol.ISCSI,
+        lambda run, port: IscsiExporter(Tgtd(run, HOST, port, IscsiBacking.FUSE), HOST, port, PROBE_INITIATOR),
+        name="iscsi-fuse",
+    ),
     ExporterKind(Protocol.NBD, lambda _run, _port: NbdExporter(NBD)),
     ExporterKind(Protocol.LOCAL, lambda _run, _port: LocalExporter(NBD)),
 ]
@@ -169,7 +175,7 @@ def over(*chosen: VolumeFormat) -> pytest.MarkDecorator:
     """The test for every exporter, and each of these formats."""
     cases = [(kind, image_format) for kind, image_format in itertools.product(KINDS, chosen)]
     return pytest.mark.parametrize(
-        "rig", [pytest.param(case, id=f"{case[0].protocol}-{case[1]}") for case in cases], indirect=True
+        "rig", [pytest.param(case, id=f"{case[0].name or case[0].protocol}-{case[1]}") for case in cases], indirect=True
     )
 
 

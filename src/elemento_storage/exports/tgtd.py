@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final
 
 from elemento_storage import process
+from elemento_storage.config import IscsiBacking
 from elemento_storage.errors import ExportFailed
 
 _REQUEST: Final = struct.Struct("<ii64sIiQQIIIIII")
@@ -96,7 +97,8 @@ class Target:
 class Tgtd:
     """One tgtd process in a run directory, listening on one portal."""
 
-    def __init__(self, run_directory: str, host: str, port: int) -> None:
+    def __init__(self, run_directory: str, host: str, port: int, backing: IscsiBacking = IscsiBacking.NBD) -> None:
+        self._with_library = backing is IscsiBacking.NBD and os.path.exists(LIBRARY)
         self.directory = f"{run_directory}/tgt"
         self.portal = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._socket = f"{self.directory}/ipc.{_CONTROL_PORT}"
@@ -124,6 +126,7 @@ class Tgtd:
             self._trusted = self.pid
 
     async def _spawn(self) -> None:
+        preload = {"LD_PRELOAD": LIBRARY} if self._with_library else {}
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         for name in (self._socket, self._log_file):
             with contextlib.suppress(FileNotFoundError):
@@ -141,7 +144,7 @@ class Tgtd:
             ],
             pid_file=self._pid_file,
             log_file=self._log_file,
-            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc", **_preload()},
+            environment={"TGT_IPC_SOCKET": f"{self.directory}/ipc", **preload},
         )
 
     async def _wait_for_answer(self) -> None:
@@ -190,7 +193,7 @@ class Tgtd:
         """Whether a LUN may be an NBD export (native/tgt_nbd.c): of the process that runs, or of one to be started."""
         pid = self.pid
         if pid is None:
-            return os.path.exists(LIBRARY)
+            return self._with_library
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 return os.fsencode(f"LD_PRELOAD={LIBRARY}") in file.read()
@@ -265,10 +268,6 @@ class Tgtd:
                 total["read"] += int(numbers[5])
                 total["written"] += int(numbers[9])
         return total
-
-
-def _preload() -> dict[str, str]:
-    return {"LD_PRELOAD": LIBRARY} if os.path.exists(LIBRARY) else {}
 
 
 _TARGET: Final = re.compile(r"Target (\d+): (\S+)")
