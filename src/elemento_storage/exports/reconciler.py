@@ -53,7 +53,9 @@ class ExportStatus:
         """The same, but that a success does not count for longer than the lease."""
         if not self.healthy or time.monotonic() - self.seen_s <= lease_s:
             return self
-        return replace(self, healthy=False, reason=f"it was not seen to work since {self.last_probe}")
+        return replace(
+            self, healthy=False, reason=f"it does not answer: it was not seen to work since {self.last_probe}"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Reconciler:
         self._task: asyncio.Task[None] | None = None
         self._limit = asyncio.Semaphore(_AT_ONCE)
         self._tending: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[Protocol, asyncio.Task[Mapping[str, Presence] | StorageError]] = {}
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -114,7 +117,7 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Leave everything as it is: clients notice nothing of a server that restarts."""
-        tasks = {*self._tending.values(), *([self._task] if self._task else [])}
+        tasks = {*self._tending.values(), *self._asked.values(), *([self._task] if self._task else [])}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -156,18 +159,19 @@ class Reconciler:
                 for record in wanted.records:
                     self._set(wanted, record, reason=error.message)
             return
-        present = await self._present()
-        # After the daemons were asked: what they serve was written down before.
-        served = await asyncio.to_thread(self._publisher.served)
+        self._ask()
         for volume_id, wanted in self.wanted.items():
             if volume_id not in self._tending:
-                task = asyncio.create_task(self._tend(wanted, present), name=f"tend-{volume_id}")
+                task = asyncio.create_task(self._tend(wanted), name=f"tend-{volume_id}")
                 self._tending[volume_id] = task
                 task.add_done_callback(functools.partial(self._tended, volume_id))
-        if self._tending:
-            # A daemon that hangs holds up its own volume and nothing else.
-            await asyncio.wait(set(self._tending.values()), timeout=self._settings.heartbeat)
+        # A daemon that hangs holds up its own volumes and nothing else.
+        await asyncio.wait({*self._tending.values(), *self._asked.values()}, timeout=self._settings.heartbeat)
+        present = {protocol: asked.result() for protocol, asked in self._asked.items() if asked.done()}
+        # After the daemons were asked: what they serve was written down before.
+        served = await asyncio.to_thread(self._publisher.served)
         await self._withdraw_orphans(served, present)
+        self.watch()
         self._forget_old()
 
     async def _read_wanted(self) -> None:
@@ -218,22 +222,25 @@ class Reconciler:
                 records.append(record)
         return tuple(records)
 
-    async def _present(self) -> dict[Protocol, Mapping[str, Presence] | StorageError]:
-        """What the daemons serve; an error where they cannot be asked."""
-        found: dict[Protocol, Mapping[str, Presence] | StorageError] = {}
-        for protocol, exporter in self._publisher.exporters.items():
-            try:
-                found[protocol] = await exporter.published()
-            except StorageError as error:
-                found[protocol] = error
-        return found
+    def _ask(self) -> None:
+        """Ask the daemons what they serve; one that has not answered yet is not asked again."""
+        for protocol in self._publisher.exporters:
+            asked = self._asked.get(protocol)
+            if asked is None or asked.done():
+                self._asked[protocol] = asyncio.create_task(self._published(protocol), name=f"ask-{protocol}")
+
+    async def _published(self, protocol: Protocol) -> Mapping[str, Presence] | StorageError:
+        try:
+            return await self._publisher.exporters[protocol].published()
+        except StorageError as error:
+            return error
 
     def _tended(self, volume_id: str, _: asyncio.Task[None]) -> None:
         self._tending.pop(volume_id, None)
 
     # -- one volume ----------------------------------------------------------------------------------------
 
-    async def _tend(self, wanted: Wanted, present: Mapping[Protocol, Mapping[str, Presence] | StorageError]) -> None:
+    async def _tend(self, wanted: Wanted) -> None:
         async with self._limit:
             if wanted.location.missing is not None:
                 for record in wanted.records:
@@ -241,6 +248,8 @@ class Reconciler:
                 return
             async with self._publisher.changing(wanted.volume.volume_id):
                 try:
+                    protocols = {record.protocol for record in wanted.records}
+                    present = {protocol: await self._asked[protocol] for protocol in protocols}
                     await self._settle_and_probe(wanted, present)
                 except (StorageError, OSError) as error:
                     for record in wanted.records:
@@ -274,7 +283,6 @@ class Reconciler:
             for record in records:
                 self._status(record).repairs += 1
         settled = await self._publisher.settle(source, records)
-        self.watch()
         healthy = []
         for record in records:
             failure = settled.failures.get(record.export_id)
@@ -291,7 +299,7 @@ class Reconciler:
         self, records: tuple[ExportRecord, ...], present: Mapping[Protocol, Mapping[str, Presence] | StorageError]
     ) -> bool:
         for record in records:
-            served = present[record.protocol]
+            served = present.get(record.protocol, {})
             if isinstance(served, StorageError) or (served and record.export_id not in served):
                 return True
         return False
@@ -365,7 +373,10 @@ class Reconciler:
             if volume_id in self.wanted:
                 continue
             if state is None:
-                await self._quietly(self._publisher.sweep(volume_id))
+                if await self._has_no_records(volume_id):
+                    await self._quietly(self._publisher.withdraw_all(volume_id))
+                else:
+                    await self._quietly(self._publisher.sweep(volume_id))
                 continue
             if not await self._is_unwanted(state):
                 continue
@@ -384,6 +395,18 @@ class Reconciler:
                 log.warning("%s serves %s, which nobody asked for: it is withdrawn", protocol.value, export_id)
                 await self._quietly(self._publisher.exporters[protocol].withdraw(export_id, None))
         self.orphans = orphans
+
+    async def _has_no_records(self, volume_id: str) -> bool:
+        """Whether the volume is here and its markers ask for nothing."""
+        for location in self._catalog.locations.answering():
+            if volume_id in location.entries:
+                directory = location.volume_path(volume_id)
+                try:
+                    patience_s = self._catalog.locations.patience_s
+                    return not await within(patience_s, location.disk.run(self.read_records, directory))
+                except OSError:
+                    return False
+        return False
 
     async def _is_unwanted(self, state: ServedVolume) -> bool:
         """Whether the disk says so, and not only keeps silent."""
