@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Attach, ClientFailed, QemuIo, as_nbd, eventually, iscsi_url
-from tests.exporting import MIB, PROTOCOLS, client_of, export, new_volume, unexport, wait_healthy
+from tests.exporting import MIB, PROTOCOLS, client_of, export, new_volume, unexport, unexport_everything, wait_healthy
 from tests.live import LiveServer, free_port, live_server
 
 LOAD = int(os.environ.get("ELEMENTO_TEST_LOAD", "1"))
@@ -29,10 +29,17 @@ each_way = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with live_server(tmp_path_factory.mktemp("data")) as one:
+        yield one
+
+
 @pytest.fixture
-def quick(tmp_path: Path) -> Iterator[LiveServer]:
-    with live_server(tmp_path, "--heartbeat", "0.3", "--lease", "2") as running:
-        yield running
+def server(running: LiveServer) -> Iterator[LiveServer]:
+    """A server without exports, which the tests share."""
+    yield running
+    unexport_everything(running)
 
 
 def assert_sound(server: LiveServer, vid: str) -> None:
@@ -59,10 +66,10 @@ def sessions(answer: dict[str, Any], count: int) -> Iterator[list[str]]:
 
 
 @each_way
-def test_everything_is_right_under_load(quick: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
+def test_everything_is_right_under_load(server: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
     """Each session has a region and a block size of its own; all of them at the same time, 16 deep, verified."""
-    vid = new_volume(quick, 128, format=image_format)
-    answer = export(quick, vid, protocol=protocol)
+    vid = new_volume(server, 128, format=image_format)
+    answer = export(server, vid, protocol=protocol)
     sizes = ((4 * KIB, 4), (64 * KIB, 16), (MIB, 24), (4 * MIB, 32))
     with sessions(answer, len(sizes)) as uris:
         lines = [
@@ -78,8 +85,8 @@ def test_everything_is_right_under_load(quick: LiveServer, tmp_path: Path, proto
         done = subprocess.run(["fio", str(job)], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "verify:" not in done.stdout + done.stderr
-    unexport(quick, vid)
-    assert_sound(quick, vid)
+    unexport(server, vid)
+    assert_sound(server, vid)
 
 
 # -- discards --------------------------------------------------------------------------------------------------
@@ -92,9 +99,9 @@ ODD = [
 
 
 @each_way
-def test_zeroes_are_zeros_and_nothing_else_is_lost(quick: LiveServer, protocol: str, image_format: str) -> None:
-    vid = new_volume(quick, format=image_format)
-    with client_of(export(quick, vid, protocol=protocol)) as client:
+def test_zeroes_are_zeros_and_nothing_else_is_lost(server: LiveServer, protocol: str, image_format: str) -> None:
+    vid = new_volume(server, format=image_format)
+    with client_of(export(server, vid, protocol=protocol)) as client:
         for command in ("write -z", "write -z -u"):
             client.write(0, 4 * MIB, 9)
             for offset, length in ODD:
@@ -102,16 +109,16 @@ def test_zeroes_are_zeros_and_nothing_else_is_lost(quick: LiveServer, protocol: 
             client.flush()
             assert_pieces(client, ODD, 9)
         assert client.reads(4 * MIB, 4 * MIB, 0)
-    unexport(quick, vid)
-    assert_sound(quick, vid)
+    unexport(server, vid)
+    assert_sound(server, vid)
 
 
 @each_way
-def test_a_discard_takes_what_it_names_or_nothing(quick: LiveServer, protocol: str, image_format: str) -> None:
+def test_a_discard_takes_what_it_names_or_nothing(server: LiveServer, protocol: str, image_format: str) -> None:
     """Every sector in the range is as it was or zero, every other one as it was."""
-    vid = new_volume(quick, format=image_format)
-    (data,) = quick.directory(vid).glob("data.*")
-    with client_of(export(quick, vid, protocol=protocol)) as client:
+    vid = new_volume(server, format=image_format)
+    (data,) = server.directory(vid).glob("data.*")
+    with client_of(export(server, vid, protocol=protocol)) as client:
         client.write(0, 4 * MIB, 9)
         for offset, length in ODD:
             client.succeed(f"discard {offset} {length}", f"discard {length}/{length} bytes")
@@ -129,8 +136,8 @@ def test_a_discard_takes_what_it_names_or_nothing(quick: LiveServer, protocol: s
             assert data.stat().st_blocks < before - 4 * MIB // 512 // 2, "no room was given back"
         client.write(0, 4 * MIB, 3)
         assert client.reads(0, 4 * MIB, 3)
-    unexport(quick, vid)
-    assert_sound(quick, vid)
+    unexport(server, vid)
+    assert_sound(server, vid)
 
 
 def gaps(ranges: Sequence[tuple[int, int]], end: int) -> list[tuple[int, int]]:
@@ -273,10 +280,10 @@ def test_scsi_over_fuse_as_far_as_tgtd_goes(server: LiveServer) -> None:
 
 
 @each_way
-def test_a_client_copies_the_disk(quick: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
+def test_a_client_copies_the_disk(server: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
     """qemu-img asks which parts are zeros, and copies only the others."""
-    vid = new_volume(quick, 16, format=image_format)
-    answer = export(quick, vid, protocol=protocol)
+    vid = new_volume(server, 16, format=image_format)
+    answer = export(server, vid, protocol=protocol)
     expected = bytearray(16 * MIB)
     with client_of(answer) as client:
         for number, (offset, length) in enumerate([*ODD, (9 * MIB + 512, 2048), (16 * MIB - 512, 512)]):

@@ -30,6 +30,7 @@ from tests.exporting import (
     refused_export,
     state,
     unexport,
+    unexport_everything,
     volume_pids,
 )
 from tests.live import ALICE, BOB, CAROL, LiveServer, free_port, live_server, make_location
@@ -38,11 +39,24 @@ each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
 each_format = pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with live_server(tmp_path_factory.mktemp("exports")) as one:
+        yield one
+
+
+@pytest.fixture
+def server(running: LiveServer) -> Iterator[LiveServer]:
+    """A server without exports; tests share it, to start one takes longer than most of them."""
+    yield running
+    unexport_everything(running)
+
+
 @pytest.fixture
 def quick(tmp_path: Path) -> Iterator[LiveServer]:
     """A server that looks after its exports all the time."""
-    with live_server(tmp_path, "--heartbeat", "0.2", "--lease", "5") as running:
-        yield running
+    with live_server(tmp_path, "--heartbeat", "0.2", "--lease", "5") as one:
+        yield one
 
 
 # -- from export to unexport -----------------------------------------------------------------------------------
@@ -578,7 +592,7 @@ def test_bad_input_is_refused_and_changes_nothing(server: LiveServer) -> None:
         assert refusal(server, "unexport", missing)[0] == 400
     assert server.info(vid)["exported"] is False
     assert listed_exports(server) == {}
-    assert not server.daemons()
+    assert not server.daemons("/v/")
 
 
 def test_ids_in_other_forms(server: LiveServer) -> None:
