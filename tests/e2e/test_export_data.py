@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Attach, ClientFailed, QemuIo, as_nbd, eventually, iscsi_url
-from tests.exporting import MIB, PROTOCOLS, client_of, export, new_volume, unexport, unexport_everything, wait_healthy
+from tests.exporting import MIB, PROTOCOLS, client_of, export, new_volume, unexport, wait_healthy
 from tests.live import LiveServer, free_port, live_server
 
 LOAD = int(os.environ.get("ELEMENTO_TEST_LOAD", "1"))
@@ -29,17 +29,10 @@ each_way = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with live_server(tmp_path_factory.mktemp("data")) as one:
-        yield one
-
-
 @pytest.fixture
-def server(running: LiveServer) -> Iterator[LiveServer]:
-    """A server without exports, which the tests share."""
-    yield running
-    unexport_everything(running)
+def server(shared: LiveServer) -> LiveServer:
+    """All tests here leave it as they found it."""
+    return shared
 
 
 def assert_sound(server: LiveServer, vid: str) -> None:
