@@ -37,6 +37,7 @@ test: check ## everything that CI runs
 
 soak: setup ## the long forms of the crash and load tests
 	ELEMENTO_TEST_KILLS=2000 $(bin)/python -m pytest tests/e2e/test_crash_random.py
+	ELEMENTO_TEST_LOAD=20 $(bin)/python -m pytest tests/e2e/test_export_data.py
 
 bench: ## side by side with libvirt and qemu-img; writes docs/bench.md
 	@scripts/setup.sh test

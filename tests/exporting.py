@@ -42,6 +42,12 @@ def refused_export(server: LiveServer, vid: str, client: str = ALICE, **more: An
     return refusal(server, "export", {"volume_id": vid, "client_uid": client, **more})
 
 
+def unexport_everything(server: LiveServer) -> None:
+    """Leave a server that several tests share as the next one expects it."""
+    for one in server.call("exports")["exports"]:
+        unexport(server, one["vid"], one["client_uid"])
+
+
 def listed_exports(server: LiveServer, **body: Any) -> dict[tuple[str, str], dict[str, Any]]:
     """What ``exports`` shows, by volume and client."""
     return {(one["vid"], one["client_uid"]): one for one in server.call("exports", body)["exports"]}

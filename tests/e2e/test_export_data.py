@@ -30,9 +30,9 @@ each_way = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def quick(tmp_path: Path) -> Iterator[LiveServer]:
-    with live_server(tmp_path, "--heartbeat", "0.3", "--lease", "2") as running:
-        yield running
+def server(shared: LiveServer) -> LiveServer:
+    """All tests here leave it as they found it."""
+    return shared
 
 
 def assert_sound(server: LiveServer, vid: str) -> None:
@@ -59,10 +59,10 @@ def sessions(answer: dict[str, Any], count: int) -> Iterator[list[str]]:
 
 
 @each_way
-def test_everything_is_right_under_load(quick: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
+def test_everything_is_right_under_load(server: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
     """Each session has a region and a block size of its own; all of them at the same time, 16 deep, verified."""
-    vid = new_volume(quick, 128, format=image_format)
-    answer = export(quick, vid, protocol=protocol)
+    vid = new_volume(server, 128, format=image_format)
+    answer = export(server, vid, protocol=protocol)
     sizes = ((4 * KIB, 4), (64 * KIB, 16), (MIB, 24), (4 * MIB, 32))
     with sessions(answer, len(sizes)) as uris:
         lines = [
@@ -78,8 +78,8 @@ def test_everything_is_right_under_load(quick: LiveServer, tmp_path: Path, proto
         done = subprocess.run(["fio", str(job)], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "verify:" not in done.stdout + done.stderr
-    unexport(quick, vid)
-    assert_sound(quick, vid)
+    unexport(server, vid)
+    assert_sound(server, vid)
 
 
 # -- discards --------------------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ ODD = [
 
 
 @each_way
-def test_zeroes_are_zeros_and_nothing_else_is_lost(quick: LiveServer, protocol: str, image_format: str) -> None:
-    vid = new_volume(quick, format=image_format)
-    with client_of(export(quick, vid, protocol=protocol)) as client:
+def test_zeroes_are_zeros_and_nothing_else_is_lost(server: LiveServer, protocol: str, image_format: str) -> None:
+    vid = new_volume(server, format=image_format)
+    with client_of(export(server, vid, protocol=protocol)) as client:
         for command in ("write -z", "write -z -u"):
             client.write(0, 4 * MIB, 9)
             for offset, length in ODD:
@@ -102,16 +102,16 @@ def test_zeroes_are_zeros_and_nothing_else_is_lost(quick: LiveServer, protocol: 
             client.flush()
             assert_pieces(client, ODD, 9)
         assert client.reads(4 * MIB, 4 * MIB, 0)
-    unexport(quick, vid)
-    assert_sound(quick, vid)
+    unexport(server, vid)
+    assert_sound(server, vid)
 
 
 @each_way
-def test_a_discard_takes_what_it_names_or_nothing(quick: LiveServer, protocol: str, image_format: str) -> None:
+def test_a_discard_takes_what_it_names_or_nothing(server: LiveServer, protocol: str, image_format: str) -> None:
     """Every sector in the range is as it was or zero, every other one as it was."""
-    vid = new_volume(quick, format=image_format)
-    (data,) = quick.directory(vid).glob("data.*")
-    with client_of(export(quick, vid, protocol=protocol)) as client:
+    vid = new_volume(server, format=image_format)
+    (data,) = server.directory(vid).glob("data.*")
+    with client_of(export(server, vid, protocol=protocol)) as client:
         client.write(0, 4 * MIB, 9)
         for offset, length in ODD:
             client.succeed(f"discard {offset} {length}", f"discard {length}/{length} bytes")
@@ -129,8 +129,8 @@ def test_a_discard_takes_what_it_names_or_nothing(quick: LiveServer, protocol: s
             assert data.stat().st_blocks < before - 4 * MIB // 512 // 2, "no room was given back"
         client.write(0, 4 * MIB, 3)
         assert client.reads(0, 4 * MIB, 3)
-    unexport(quick, vid)
-    assert_sound(quick, vid)
+    unexport(server, vid)
+    assert_sound(server, vid)
 
 
 def gaps(ranges: Sequence[tuple[int, int]], end: int) -> list[tuple[int, int]]:
@@ -273,10 +273,10 @@ def test_scsi_over_fuse_as_far_as_tgtd_goes(server: LiveServer) -> None:
 
 
 @each_way
-def test_a_client_copies_the_disk(quick: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
+def test_a_client_copies_the_disk(server: LiveServer, tmp_path: Path, protocol: str, image_format: str) -> None:
     """qemu-img asks which parts are zeros, and copies only the others."""
-    vid = new_volume(quick, 16, format=image_format)
-    answer = export(quick, vid, protocol=protocol)
+    vid = new_volume(server, 16, format=image_format)
+    answer = export(server, vid, protocol=protocol)
     expected = bytearray(16 * MIB)
     with client_of(answer) as client:
         for number, (offset, length) in enumerate([*ODD, (9 * MIB + 512, 2048), (16 * MIB - 512, 512)]):

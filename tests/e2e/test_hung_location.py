@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.invariants import assert_clean
+from tests.exporting import client_of, export, marker, wait_healthy
 from tests.live import ALICE, BOB, LiveServer, live_server, make_location
 
 
@@ -185,3 +186,29 @@ def test_a_paused_server_does_not_hold_up_another(tmp_path: Path) -> None:
                 server.http.close()
         time.sleep(1.1)
         assert one.info(vid)["name"] == "z"
+
+
+@pytest.mark.parametrize("protocol", ["iscsi", "nbd"])
+def test_exports_in_other_locations_do_not_notice(tmp_path: Path, hangable: Hangable, protocol: str) -> None:
+    """Neither do the server nor the daemons that serve them; what is exported from there is well again afterwards."""
+    with live_server(tmp_path, "--disk-timeout", "3", "--heartbeat", "0.5", "--lease", "3") as server:
+        away = {server.create(name="on the nas", format=one) for one in ("raw", "qcow2")}
+        assert {server.info(vid)["location"] for vid in away} == {"nas"}
+        (tmp_path / "mnt" / "nas" / "settings.json").write_text('{"max-volumes": 2}')
+        server.call("rescan")
+        here = server.create(name="here")
+        assert server.info(here)["location"] == "disk"
+        for vid in {*away, here}:
+            export(server, vid, protocol=protocol)
+        wait_healthy(server, *away, here)
+        with client_of(export(server, here)) as client:
+            hangable.hang()
+            try:
+                for _ in range(10):
+                    client.write(0, 65536, 1)
+                    assert duration(lambda: server.call("version")) < 2
+                    assert time.time() - marker(server, here).stat().st_mtime < 3
+                    time.sleep(0.5)
+            finally:
+                hangable.go_on()
+            wait_healthy(server, *away, here, timeout_s=60)
