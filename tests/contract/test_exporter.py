@@ -118,6 +118,7 @@ class Rig:
             node=store.node(place, self.image_format, read_only=self.readonly_volume),
             plain_file=store.plain_file(place, self.image_format),
             size_bytes=self.size,
+            disk=place.disk,
         )
 
     def record(self, client: str = ALICE, *, readonly: bool = False) -> ExportRecord:

@@ -20,7 +20,6 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from elemento_storage import process
 from elemento_storage.engine import qemu_img
 from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode
-from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.errors import ExportFailed, ImageDamaged, ImageInUse, ToolMissing
 
 log = logging.getLogger(__name__)
@@ -59,8 +58,10 @@ class StorageDaemon:
 
     # -- life ----------------------------------------------------------------------------------------------
 
-    async def start(self, node: BlockNode, objects: Sequence[Mapping[str, object]] = ()) -> None:
-        """Start the daemon with the volume open, and these objects.
+    async def start(
+        self, node: BlockNode, objects: Sequence[Mapping[str, object]] = (), *, inherit: Sequence[int] = ()
+    ) -> None:
+        """Start the daemon with the volume open, and these objects; it keeps the descriptors of ``inherit`` open.
 
         Raises ImageInUse, ImageDamaged, ExportFailed, ToolMissing.
         """
@@ -82,18 +83,13 @@ class StorageDaemon:
             argv += ["--object", msgspec.json.encode(one).decode()]
         for layer in node.layers:
             argv += ["--blockdev", msgspec.json.encode(layer).decode()]
-        lock = None if node.lock_path is None else lock_image(node.lock_path, read_only=node.read_only)
-        try:
-            await process.start_daemon(
-                argv,
-                pid_file=self._pid_file,
-                log_file=self._log_file,
-                address_space_bytes=_ADDRESS_SPACE,
-                inherit=() if lock is None else (lock,),
-            )
-        finally:
-            if lock is not None:
-                os.close(lock)
+        await process.start_daemon(
+            argv,
+            pid_file=self._pid_file,
+            log_file=self._log_file,
+            address_space_bytes=_ADDRESS_SPACE,
+            inherit=inherit,
+        )
         deadline = asyncio.get_running_loop().time() + _START_S
         while True:
             try:

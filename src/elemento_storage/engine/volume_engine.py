@@ -29,7 +29,9 @@ from typing import Final
 import msgspec
 
 from elemento_storage import process
+from elemento_storage.disk import Disk
 from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode, nbd_layer, throttle_layer
+from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.engine.nbd_probe import NbdAnswer, probe_greeting, probe_nbd
 from elemento_storage.engine.storage_daemon import StorageDaemon
 from elemento_storage.errors import ExportFailed
@@ -80,6 +82,7 @@ class Source:
     node: BlockNode
     plain_file: str | None  #: the path of the image if its bytes are those a guest sees
     size_bytes: int
+    disk: Disk  #: the threads that may touch the location, and files that show what is in it: either may hang
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,15 @@ class VolumeEngine:
         limit_nodes = (*_LIMIT_NODES, _VIEW_LIMIT_NODE)
         throttles = [throttle_layer(node, f"{node}-group", read_only=source.node.read_only) for node in limit_nodes]
         groups = [{"qom-type": "throttle-group", "id": f"{node}-group"} for node in limit_nodes]
-        await self.daemon.start(replace(source.node, layers=(*source.node.layers, *throttles)), groups)
+        node = replace(source.node, layers=(*source.node.layers, *throttles))
+        if node.lock_path is None:
+            await self.daemon.start(node, groups)
+            return
+        lock = await source.disk.run(lock_image, node.lock_path, read_only=node.read_only)
+        try:
+            await self.daemon.start(node, groups, inherit=(lock,))
+        finally:
+            os.close(lock)
 
     async def stop(self) -> None:
         """End everything and leave nothing."""
@@ -341,7 +352,8 @@ class VolumeEngine:
         """The path of a raw image, which the daemon keeps locked; a new name when the image has grown."""
         assert source.plain_file is not None
         await self.start(source)
-        return self._link(f"lun-0-{os.stat(source.plain_file).st_size}", source.plain_file)
+        size_bytes = await source.disk.run(os.path.getsize, source.plain_file)
+        return self._link(f"lun-0-{size_bytes}", source.plain_file)
 
     async def serve_luns(self, source: Source, wanted: Iterable[NbdExport]) -> Mapping[str, str]:
         """For each export what our tgtd opens (native/tgt_nbd.c); a new name when the volume has grown."""
@@ -369,7 +381,7 @@ class VolumeEngine:
         if not viewed:
             await self._show_view(source, view, everybody=everybody)
         size_bytes = await self.daemon.size_bytes(_FIXED_NODE)
-        await _wait_for_size(view, size_bytes)
+        await _wait_for_size(source.disk, view, size_bytes)
         return self._link(f"lun-{pid}-{size_bytes}", view)
 
     async def _show_view(self, source: Source, view: str, *, everybody: bool) -> None:
@@ -422,10 +434,10 @@ class VolumeEngine:
             await self.daemon.execute("block_resize", {"node-name": node, "size": size_bytes})
 
 
-async def _wait_for_size(view: str, size_bytes: int) -> None:
+async def _wait_for_size(disk: Disk, view: str, size_bytes: int) -> None:
     """FUSE lets the kernel believe the old size for up to a second."""
     deadline = asyncio.get_running_loop().time() + _SIZE_S
-    while view not in mounts_below(os.path.dirname(view)) or os.stat(view).st_size != size_bytes:
+    while view not in mounts_below(os.path.dirname(view)) or await disk.run(os.path.getsize, view) != size_bytes:
         if asyncio.get_running_loop().time() > deadline:
             raise ExportFailed("the storage daemon does not show the image as a file: is FUSE there (/dev/fuse)?")
         await asyncio.sleep(0.02)

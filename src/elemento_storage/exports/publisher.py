@@ -143,6 +143,9 @@ class Publisher:
             attachment = await self._attach(engine, source, records)
         except StorageError as error:
             return Settled(None, dict.fromkeys(wanted, error))
+        except OSError as error:
+            why = ExportFailed(f"the image cannot be reached: {error.strerror or error}")
+            return Settled(None, dict.fromkeys(wanted, why))
         reached("export.attached")
         settled = Settled(attachment)
         for record in records:

@@ -388,6 +388,7 @@ def source_of(core: Core, location: Location, volume: Volume) -> Source:
         node=store.node(place, image_format, read_only=read_only),
         plain_file=store.plain_file(place, image_format),
         size_bytes=volume.size_bytes,
+        disk=place.disk,
     )
 
 
