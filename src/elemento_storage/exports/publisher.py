@@ -172,14 +172,24 @@ class Publisher:
             )
         await self.withdraw_all(volume_id)
 
-    async def withdraw_others(self, volume_id: str, records: Sequence[ExportRecord]) -> None:
-        """Serve nothing but these of a volume. Raises ExportFailed."""
+    async def withdraw_others(
+        self, volume_id: str, records: Sequence[ExportRecord], *, leaving: str | None = None
+    ) -> None:
+        """Serve nothing but these of a volume. Raises ExportFailed.
+
+        ``leaving`` is an export that has to be gone whatever the run directory says: where that knows nothing of it,
+        every daemon is asked.
+        """
         engine, wanted = self.engine(volume_id), {record.export_id: record for record in records}
         state = self._read_state(volume_id)
-        for export_id, protocol in (state.exports if state else {}).items():
+        served = dict(state.exports) if state else {}
+        for export_id, protocol in served.items():
             if export_id not in wanted or wanted[export_id].protocol is not protocol:
                 await self.exporters[protocol].withdraw(export_id, engine)
                 reached("export.withdrawn")
+        if leaving is not None and leaving not in served and leaving not in wanted:
+            for exporter in self.exporters.values():
+                await exporter.withdraw(leaving, engine)
 
     async def _attach(self, engine: VolumeEngine, source: Source, records: Sequence[ExportRecord]) -> Attachment:
         kinds = {PATH_OF[record.protocol] for record in records}

@@ -5,7 +5,6 @@ volume's users: they can open what is there and nothing else, and what is there 
 (it is a mount point, and its size is fixed).
 """
 
-import asyncio
 import os
 import stat
 import time
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from elemento_storage.disk import Disk, within
 from elemento_storage.engine.volume_engine import VIEWED_FILE, VolumeEngine
 from elemento_storage.errors import ExportFailed
 from elemento_storage.exports.attach import GuestDisk, attribute, libvirt_disk, qemu_arguments
@@ -73,10 +73,10 @@ class SmbExporter:
         # the old one are dead, and open the file again by themselves. Then they have to be let in already.
         known = self.smbd.files.accounts().get(record.user)
         if known is not None:
-            await _let_in(directory, known.gid)
+            await _let_in(attachment.source.disk, directory, known.gid)
         account = await self.smbd.put(share)
         if account != known:
-            await _let_in(directory, account.gid)
+            await _let_in(attachment.source.disk, directory, account.gid)
         reached("export.target-made")
 
     async def withdraw(self, export_id: str, engine: VolumeEngine | None) -> None:
@@ -156,11 +156,10 @@ def _options(credentials: str, port: int, disk: GuestDisk) -> list[str]:
     return [*options, "ro"] if disk.readonly else options
 
 
-async def _let_in(directory: str, gid: int) -> None:
+async def _let_in(disk: Disk, directory: str, gid: int) -> None:
     """Open the directory and its file to a group, and the way there to everybody. Raises ExportFailed."""
     try:
-        async with asyncio.timeout(_FILE_S):
-            await asyncio.to_thread(_set_modes, directory, gid)
+        await within(_FILE_S, disk.run(_set_modes, directory, gid))
     except (OSError, TimeoutError) as error:
         raise ExportFailed(f"smbd cannot be let into the volume: {str(error) or 'no answer in time'}") from error
 

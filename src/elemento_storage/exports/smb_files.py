@@ -225,6 +225,11 @@ class SmbFiles:
         line = f"{share.user}:{account.uid}:{'X' * 32}:{share.nt_hash}:[U          ]:LCT-00000001:"
         return account, self._section(share), line
 
+    @property
+    def are_there(self) -> bool:
+        """Whether anything was ever shared from this run directory."""
+        return os.path.isdir(self.directory)
+
     def remove(self, name: str) -> None:
         """Have no such share, and nobody who was let in for it."""
         shares = {one: text for one, text in self.shares().items() if one != name}

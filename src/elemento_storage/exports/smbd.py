@@ -177,6 +177,8 @@ class Smbd:
 
     async def remove(self, name: str) -> None:
         """Serve a share no more; its user is not let in and has nothing under way when this returns."""
+        if self.pid is None and not self.files.are_there:
+            return
         account = self.files.account_of(name)
         self.files.remove(name)
         if self.pid is None:

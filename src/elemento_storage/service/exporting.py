@@ -38,7 +38,16 @@ from elemento_storage.exports.attach import GuestDisk
 from elemento_storage.exports.base import Endpoint
 from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.reconciler import ExportStatus, Orphan, Reconciler, Wanted
-from elemento_storage.exports.record import PATH_OF, ExportRecord, Limits, PathKind, Protocol, client_of, new_secret
+from elemento_storage.exports.record import (
+    PATH_OF,
+    ExportRecord,
+    Limits,
+    PathKind,
+    Protocol,
+    client_of,
+    export_id,
+    new_secret,
+)
 from elemento_storage.faultpoints import reached
 from elemento_storage.feed import Audience, Feed
 from elemento_storage.model import Volume, VolumeFormat, marker_name, utc_now
@@ -254,19 +263,20 @@ class Exporting:
                 actor.require_change(held.volume)
             if known is not None and known.fresh and known.record not in own:
                 raise VolumeExported("another server exports the volume: unexport it there", volume_id=volume_id)
-            await self.withdraw(held, [record for record in own if record.client != client])
+            await self.withdraw(held, client, [record for record in own if record.client != client])
             if known is not None:
                 with os_errors(held.location):
                     await held.place.disk.run(remove_marker, held.place.directory, known.name)
             return await held.reload()
 
-    async def withdraw(self, held: Held, remaining: Sequence[ExportRecord]) -> None:
-        """Serve no more than these; what goes has no way in any more when this returns.
+    async def withdraw(self, held: Held, client: str, remaining: Sequence[ExportRecord]) -> None:
+        """Serve no more than these; the client has no way in any more when this returns.
 
         That what remains cannot be served now is no reason to let in who shall go: the reconciler sees to it.
         """
         source = self.source(held)
-        await self._publisher.withdraw_others(source.volume_id, remaining)
+        leaving = export_id(client, source.volume_id)
+        await self._publisher.withdraw_others(source.volume_id, remaining, leaving=leaving)
         try:
             settled = await self._publisher.settle(source, remaining)
         except StorageError as error:

@@ -376,7 +376,7 @@ class Migrating:
             with os_errors(held.location):
                 await held.place.disk.run(remove_marker, held.place.directory, marker_name(client, volume_id))
             own = self._core.markers.own_records(await self._core.markers.of(held))
-            await self._exporting.withdraw(held, [record for record in own if record.client != client])
+            await self._exporting.withdraw(held, client, [record for record in own if record.client != client])
 
     async def _make_ordinary(self, held: Held, migration: Migration) -> None:
         for record in self._core.markers.own_records(await self._core.markers.of(held)):
