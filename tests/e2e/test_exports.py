@@ -1,5 +1,6 @@
 """Exports over HTTP: who may, what is answered, who gets in, and what an exported volume does not allow."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -190,14 +191,35 @@ def test_a_private_volume_does_not_exist_for_others(server: LiveServer) -> None:
     export(server, vid, ALICE)
 
 
+def test_what_others_have_does_not_become_private(server: LiveServer) -> None:
+    vid = new_volume(server)
+    export(server, vid, BOB)
+    change = {"vid": vid, "creatorID": ALICE, "private": True}
+    assert refusal(server, "update", change)[:2] == (409, "volume-exported")
+    unexport(server, vid, BOB)
+    export(server, vid, ALICE)
+    server.call("update", change)
+
+
 def test_an_export_can_be_taken_away_after_the_volume_became_private(server: LiveServer) -> None:
     vid = new_volume(server)
     answer = export(server, vid, BOB, protocol="nbd")
-    server.call("update", {"vid": vid, "creatorID": ALICE, "private": True})
+    path = server.directory(vid) / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "private": True}))
     with client_of(answer) as client:
         unexport(server, vid, BOB)
         assert cannot_write(client, 0, 4096, 1, timeout_s=0.5)
     assert server.info(vid)["exported"] is False
+
+
+@each_protocol
+def test_an_unexport_closes_what_the_run_directory_has_forgotten(server: LiveServer, protocol: str) -> None:
+    vid = new_volume(server)
+    with client_of(export(server, vid, protocol=protocol)) as client:
+        client.write(0, 4096, 1)
+        (server.run_dir / "v" / vid / "engine.json").unlink()
+        unexport(server, vid)
+        assert cannot_write(client, 0, 4096, 2, timeout_s=0.5)
 
 
 # -- what an exported volume does not allow --------------------------------------------------------------------

@@ -63,6 +63,15 @@ class ExportMarkers:
         """Whether it is an export: what we are to serve is one even while it ails, others' while they say so."""
         return marker.fresh or (marker.record is not None and marker.record.server == self.server_id)
 
+    async def require_unexported_to_others(self, held: Held) -> None:
+        """Raises VolumeExported when somebody but the owner has the volume: it cannot be private then."""
+        owner = held.volume.meta.creator_id
+        if any(self.counts(marker) and marker.client != owner for marker in await self.of(held)):
+            raise VolumeExported(
+                "the volume is exported to another client, who would go on to see it: unexport it there first",
+                volume_id=held.volume.volume_id,
+            )
+
     async def require_unexported(self, held: Held) -> None:
         """Raises VolumeExported when anybody serves the volume, or is to; ImageInUse when it is open nevertheless."""
         markers = await self.of(held)

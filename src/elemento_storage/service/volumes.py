@@ -72,6 +72,8 @@ class Volumes:
                 bootable=asked.get("bootable", meta.bootable), shareable=asked.get("shareable", meta.shareable)
             )
             different = {name: value for name, value in asked.items() if getattr(meta, name) != value}
+            if different.get("private"):
+                await self._core.markers.require_unexported_to_others(held)
             if "readonly" in different:
                 await self._core.markers.require_unexported(held)  # its engine has it open the other way
             if different:
