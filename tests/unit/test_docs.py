@@ -11,8 +11,7 @@ import msgspec
 import pytest
 
 from elemento_storage import API_VERSION, __version__
-from elemento_storage.api import app
-from elemento_storage.api.app import CALLS
+from elemento_storage.api.app import CALLS, ROUTES
 from elemento_storage.api.errors import status_of
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.config import Settings, load, setting_names
@@ -69,10 +68,12 @@ def test_every_call_has_a_section() -> None:
             assert f"`{alias}`" in section
         assert ("GET too" in section) == call.answers_get, call.path
         assert ("admins only" in section) == call.admin_only, call.path
-    for path in app._STREAMS:
-        shown = path.replace("{id}", "<id>")
-        assert any(one.startswith(f"`{shown}`") for one in sections), path
-    known = {call.path for call in CALLS} | {path.replace("{id}", "<id>") for path in app._STREAMS}
+    for path, methods in ROUTES.paths():
+        (section,) = [one for one in sections if one.startswith(f"`{ROUTES.named(path)}`")]
+        for method, route in methods.items():
+            assert method in section, path
+            assert ("admins only" in section) == route.admin_only, path
+    known = {call.path for call in CALLS} | {ROUTES.named(path) for path, _ in ROUTES.paths()}
     named = {match[1] for one in sections if (match := re.match(r"`([^`]+)`", one))}
     assert named == known
 

@@ -15,20 +15,19 @@ from elemento_storage import API_VERSION
 from elemento_storage.api import openapi, schemas
 from elemento_storage.api.auth import INFRASTRUCTURE_UID, Authenticator, Caller
 from elemento_storage.api.call import Call, Context, Kind, Reply
-from elemento_storage.api.decode import UID_PATTERN, decode, header_list, parse_object
+from elemento_storage.api.decode import decode, header_list, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
-from elemento_storage.api.metrics import CONTENT_TYPE, Metrics
+from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
-from elemento_storage.api.schemas import ClientRequest
-from elemento_storage.api.server_calls import SERVER_CALLS, job_answer
-from elemento_storage.api.sse import event_stream
+from elemento_storage.api.route import Exchange, Routes
+from elemento_storage.api.server_calls import SERVER_CALLS
+from elemento_storage.api.stream_routes import STREAM_ROUTES
 from elemento_storage.api.volume_calls import VOLUME_CALLS
 from elemento_storage.disk import within
 from elemento_storage.errors import (
     BodyTooLarge,
     InvalidValue,
-    JobEnded,
     JobNotFound,
     MethodNotAllowed,
     RouteNotFound,
@@ -36,7 +35,6 @@ from elemento_storage.errors import (
     UnsupportedMediaType,
     VolumeLocked,
 )
-from elemento_storage.feed import Event
 from elemento_storage.jobs import Job
 from elemento_storage.model import new_uid
 from elemento_storage.progress import Progress
@@ -45,6 +43,7 @@ from elemento_storage.service.services import Services
 log = logging.getLogger(__name__)
 
 CALLS: Final[tuple[Call[Any], ...]] = (*VOLUME_CALLS, *EXPORT_CALLS, *MIGRATION_CALLS, *SERVER_CALLS)
+ROUTES: Final = Routes(STREAM_ROUTES)
 _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")
 _JSON: Final = "application/json"
@@ -60,7 +59,7 @@ class Api:
         self._authenticator = authenticator
         self._metrics = Metrics(services.core, services.exporting, services.migrating)
         self._calls = {path: call for call in CALLS for path in (call.path, *call.aliases)}
-        self._schema = openapi.document(CALLS, _STREAMS, _BASE)
+        self._schema = openapi.document(CALLS, ROUTES, _BASE)
         self.stopping = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,9 +110,7 @@ class Api:
         for prefix in _PREFIXES:
             if path.startswith(prefix):
                 path = path[len(prefix) :].rstrip("/")
-                if path.startswith("jobs/"):
-                    return "jobs/<id>"
-                return path if path in self._calls or path in _STREAMS else "other"
+                return path if path in self._calls else ROUTES.named(path) or "other"
         return "other"
 
     async def _route(self, request: Request, payload: dict[str, Any]) -> tuple[str, Response]:
@@ -127,7 +124,7 @@ class Api:
         call = self._calls.get(rest)
         if call is not None:
             return call.path, await self._serve_call(request, call, payload)
-        return await self._serve_other(request, rest)
+        return await self._serve_route(request, rest)
 
     async def _outside(self, request: Request, path: str) -> tuple[str, Response]:
         if path in ("/schema", "/schema/openapi.json"):
@@ -137,20 +134,16 @@ class Api:
             return "schema", Response(openapi.to_json(self._schema), media_type=_JSON)
         raise _no_route(request)
 
-    async def _serve_other(self, request: Request, path: str) -> tuple[str, Response]:
+    async def _serve_route(self, request: Request, path: str) -> tuple[str, Response]:
         caller = self._authenticator.caller(request.headers)
-        if path == "metrics":
-            _require_method(request, "GET")
+        found = ROUTES.find(request.method, path)
+        if found is None:
+            raise _no_route(request)
+        route, parameters = found
+        if route.admin_only:
             caller.require_admin()
-            return path, Response(await self._metrics.text(), media_type=CONTENT_TYPE)
-        if path in ("events", "revisions/stream"):
-            _require_method(request, "GET")
-            return path, self._events(request, caller, volumes_only=path != "events")
-        head, _, tail = path.partition("/")
-        job_id, _, more = tail.partition("/")
-        if head == "jobs" and job_id and more in ("", "events"):
-            return "jobs/<id>", await self._serve_job(request, caller, job_id, more)
-        raise _no_route(request)
+        exchange = Exchange(self._services, caller, request, parameters, self._metrics, self.stopping)
+        return ROUTES.named(path) or "other", await route.handle(exchange)
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -253,36 +246,6 @@ class Api:
             raise UnsupportedMediaType(f"the Content-Type is {content_type[:80]!r}, it has to be {_JSON}")
         return b"".join(pieces)
 
-    # -- jobs and streams ----------------------------------------------------------------------------------
-
-    async def _serve_job(self, request: Request, caller: Caller, job_id: str, more: str) -> Response:
-        client = _named_client(request, caller)
-        _require_method(request, "GET" if more else "GET, DELETE")
-        job = self._core.jobs.get(job_id, client)
-        if more == "events":
-            feed = self._core.feed
-
-            def seen_as(event: Event) -> str | None:
-                return "job" if event.kind == "job" and event.subject == job_id else None
-
-            since = _last_event_id(request, default=feed.revision)
-            return event_stream(
-                feed, since, seen_as, self.stopping, first=lambda: ("job", job.facts()), until=job.finished.is_set
-            )
-        if request.method == "DELETE":
-            self._core.jobs.cancel(job)
-        return Response(schemas.encode(job_answer(job)), media_type=_JSON)
-
-    def _events(self, request: Request, caller: Caller, *, volumes_only: bool) -> Response:
-        client = _named_client(request, caller)
-
-        def seen_as(event: Event) -> str | None:
-            kind = event.seen_by(client)
-            return kind if kind and (not volumes_only or kind.startswith("volume.")) else None
-
-        feed = self._core.feed
-        return event_stream(feed, _last_event_id(request, default=feed.revision), seen_as, self.stopping)
-
 
 def _respond(answer: object, ctx: Context) -> Response:
     headers = _ignored_keys(ctx)
@@ -313,83 +276,6 @@ def _fill(caller: Caller, call: Call[Any]) -> Mapping[str, str]:
     return {"creatorID": named, "client_uid": named}
 
 
-def _named_client(request: Request, caller: Caller) -> str | None:
-    query, _ = decode(dict(request.query_params), ClientRequest, from_query=True)
-    return caller.actor(query.client_uid).client
-
-
-def _last_event_id(request: Request, *, default: int) -> int:
-    text = request.headers.get("last-event-id") or request.query_params.get("since")
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise InvalidValue("'since' and Last-Event-ID have to be a revision this server gave out", key="since")
-    return int(text)
-
-
 def _prefers_async(request: Request) -> bool:
     preferences = request.headers.get("prefer", "").lower().split(",")
     return any(preference.strip().startswith("respond-async") for preference in preferences)
-
-
-_EVENT_STREAM: Final = {
-    "200": {"description": "a stream of events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
-_JOB: Final = {
-    "200": {
-        "description": "the job",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobAnswer"}}},
-    }
-}
-_JOB_ID: Final = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-_CLIENT: Final = {"name": "client_uid", "in": "query", "schema": {"type": "string", "pattern": UID_PATTERN}}
-_SINCE: Final = {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string", "pattern": "^[0-9]{1,19}$"}}
-_STREAM_ERRORS: Final = openapi.error_responses([InvalidValue, *openapi.ALWAYS])
-_JOB_ERRORS: Final = openapi.error_responses([JobNotFound, InvalidValue, *openapi.ALWAYS])
-_STREAMS: Final[Mapping[str, openapi.Json]] = {
-    "jobs/{id}": {
-        "get": {
-            "summary": "One job, with its result or error once it is over.",
-            "parameters": [_JOB_ID, _CLIENT],
-            "responses": {**_JOB, **_JOB_ERRORS},
-        },
-        "delete": {
-            "summary": "Cancel a job; the volume is left as it was.",
-            "parameters": [_JOB_ID, _CLIENT],
-            "responses": {**_JOB, **openapi.error_responses([JobNotFound, JobEnded, InvalidValue, *openapi.ALWAYS])},
-        },
-    },
-    "jobs/{id}/events": {
-        "get": {
-            "summary": "A job's progress as server-sent events, until it is over.",
-            "parameters": [_JOB_ID, _CLIENT, _SINCE],
-            "responses": {**_EVENT_STREAM, **_JOB_ERRORS},
-        }
-    },
-    "events": {
-        "get": {
-            "summary": "Everything that happens to volumes and jobs, as server-sent events with replay.",
-            "parameters": [_CLIENT, _SINCE],
-            "responses": {**_EVENT_STREAM, **_STREAM_ERRORS},
-        }
-    },
-    "revisions/stream": {
-        "get": {
-            "summary": "Changes of volumes as server-sent events; the id is the revision.",
-            "parameters": [_CLIENT, _SINCE],
-            "responses": {**_EVENT_STREAM, **_STREAM_ERRORS},
-        }
-    },
-    "metrics": {
-        "get": {
-            "summary": "Figures for Prometheus, in OpenMetrics text.",
-            "responses": {
-                "200": {
-                    "description": "the exposition",
-                    "content": {"application/openmetrics-text": {"schema": {"type": "string"}}},
-                },
-                **openapi.error_responses(openapi.ALWAYS),
-            },
-        }
-    },
-}

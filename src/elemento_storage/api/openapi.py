@@ -1,6 +1,7 @@
 """OpenAPI 3.1 of the calls, made from the same table that serves them, and a page to read it."""
 
 import html
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 from elemento_storage import __version__
 from elemento_storage.api.call import Call, Kind
 from elemento_storage.api.errors import status_of
+from elemento_storage.api.route import Route, Routes
 from elemento_storage.api.schemas import ErrorAnswer
 from elemento_storage.errors import (
     BodyTooLarge,
@@ -35,10 +37,11 @@ ALWAYS: tuple[type[StorageError], ...] = (
 _WITH_BODY: tuple[type[StorageError], ...] = (BodyTooLarge, UnsupportedMediaType)
 
 
-def document(calls: Iterable[Call[Any]], extra_paths: Mapping[str, Json], base: str) -> Json:
-    """The OpenAPI document. ``extra_paths`` are those that are not calls (streams, jobs)."""
+def document(calls: Iterable[Call[Any]], routes: Routes, base: str) -> Json:
+    """The OpenAPI document."""
     calls = list(calls)
     types = [kind for call in calls for kind in (call.request, call.answer)]
+    types += [kind for route in routes.routes for kind in route.types]
     schemas, components = msgspec.json.schema_components(
         [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
     )
@@ -54,8 +57,8 @@ def document(calls: Iterable[Call[Any]], extra_paths: Mapping[str, Json], base: 
                 parameters = _query_parameters(components, request)
                 item["get"] = _operation(call, path, "get", answer, parameters=parameters)
             paths[f"{base}/{path}"] = item
-    for path, item in extra_paths.items():
-        paths[f"{base}/{path}"] = item
+    for path, methods in routes.paths():
+        paths[f"{base}/{path}"] = {method.lower(): _route_operation(route) for method, route in methods.items()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -85,6 +88,26 @@ def error_responses(errors: Iterable[type[StorageError]]) -> Json:
         }
         for status, names in sorted(codes.items())
     }
+
+
+def _route_operation(route: Route) -> Json:
+    summary, _, rest = route.doc.partition("\n")
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    operation: Json = {
+        "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z]+', '_', route.path).strip('_')}",
+        "summary": summary,
+        "responses": {**route.answers, **error_responses((*ALWAYS, *route.errors))},
+    }
+    if description := " ".join(rest.split()):
+        operation["description"] = description
+    if parameters := [*in_path, *route.parameters]:
+        operation["parameters"] = parameters
+    if route.body is not None:
+        operation["requestBody"] = route.body
+    return operation
 
 
 def _operation(
@@ -165,7 +188,7 @@ def page(openapi: Json) -> str:
     schemas = openapi["components"]["schemas"]
     for path, item in openapi["paths"].items():
         methods = ", ".join(method.upper() for method in item)
-        operation = item.get("post") or item["get"]
+        operation = item.get("post") or item.get("get") or next(iter(item.values()))
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
         keys = _keys_table(schemas.get(body.get("$ref", "").rpartition("/")[2], {}))
         told = "".join(

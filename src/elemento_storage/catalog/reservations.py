@@ -3,14 +3,21 @@
 ``.elemento/staging/<volume id>.<bytes>.<server id>`` is a directory for a volume in the making (it becomes the volume
 in one rename) and an empty file for one that grows or comes back from the bin. The name says it all: one system call
 reserves. Whatever a dead server left there is removed.
+
+What waits for a client and not for a server (an upload that goes on after a restart, on whichever server the client
+asks) has ``LASTING`` in place of the server's id. Nobody's death ends it: who made it says when it is over.
 """
 
 import contextlib
 import os
 import shutil
+from typing import Final
 
 from elemento_storage.catalog.location import STAGING_DIRECTORY
 from elemento_storage.catalog.presence import is_alive
+from elemento_storage.model import normalise_uid
+
+LASTING: Final = "lasting"
 
 
 def staging_path(location_path: str, volume_id: str, size_bytes: int, server_id: str) -> str:
@@ -39,7 +46,7 @@ def remove(path: str) -> None:
 
 
 def foreign(location_path: str, own_server_id: str) -> dict[str, int]:
-    """Bytes reserved by other servers, by volume id. Blocks. Raises OSError."""
+    """Bytes reserved by other servers or for longer than a server lives, by volume id. Blocks. Raises OSError."""
     reserved: dict[str, int] = {}
     for name in os.listdir(f"{location_path}/{STAGING_DIRECTORY}"):
         volume_id, _, rest = name.partition(".")
@@ -49,13 +56,27 @@ def foreign(location_path: str, own_server_id: str) -> dict[str, int]:
     return reserved
 
 
+def lasting(location_path: str) -> list[tuple[str, int, str]]:
+    """Volume id, bytes and path of what was reserved for longer than a server lives. Blocks. Raises OSError."""
+    staging = f"{location_path}/{STAGING_DIRECTORY}"
+    found = []
+    for name in os.listdir(staging):
+        volume_id, _, rest = name.partition(".")
+        size, _, holder = rest.partition(".")
+        if holder == LASTING and size.isascii() and size.isdigit() and normalise_uid(volume_id) == volume_id:
+            found.append((volume_id, int(size), f"{staging}/{name}"))
+    return found
+
+
 def remove_dead(location_path: str, own_server_id: str, *, lease_s: float) -> list[str]:
     """Remove what dead servers left half made; the names. Blocks. Raises OSError."""
     staging = f"{location_path}/{STAGING_DIRECTORY}"
     dead = []
     for name in os.listdir(staging):
         server_id = name.rpartition(".")[2]
-        if server_id != own_server_id and not is_alive(location_path, server_id, lease_s=lease_s):
+        if server_id in (own_server_id, LASTING):
+            continue
+        if not is_alive(location_path, server_id, lease_s=lease_s):
             remove(f"{staging}/{name}")
             dead.append(name)
     return dead

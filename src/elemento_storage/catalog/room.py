@@ -1,7 +1,9 @@
 """Room for volumes: reservations that hold across tasks, processes and servers, and emptying the bin for them."""
 
 import asyncio
+import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,6 +25,8 @@ from elemento_storage.config import Settings
 from elemento_storage.disk import within
 from elemento_storage.errors import LocationUnavailable, NoRoom
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Reservation:
@@ -30,7 +34,17 @@ class Reservation:
 
     location: Location
     volume_id: str
+    size_bytes: int
     path: str
+    lasting: bool = False  #: it outlives this process, and belongs to no server
+
+    def enter(self) -> None:
+        """Count it among what is reserved in the location."""
+        self._of_location[self.volume_id] = self.size_bytes
+
+    @property
+    def _of_location(self) -> dict[str, int]:
+        return self.location.foreign_reservations if self.lasting else self.location.own_reservations
 
     async def release(self) -> None:
         """Give the room back; half-made data goes with it. Idempotent."""
@@ -41,7 +55,7 @@ class Reservation:
 
     def forget(self) -> None:
         """The reservation has become a volume."""
-        self.location.own_reservations.pop(self.volume_id, None)
+        self._of_location.pop(self.volume_id, None)
         self.location.own_allocations.pop(self.volume_id, None)
 
 
@@ -57,6 +71,7 @@ class Demand:
     new_volume: bool = True
     allocated: bool = False  #: all of it is allocated at once, not when it is written
     on_disk_bytes: int = 0  #: what it has on this file system already, in the bin
+    lasting: bool = False  #: the reservation outlives this process
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,51 @@ class Room:
             raise no_room({location.name: outcome.reason})
         return outcome
 
+    async def resize(self, reservation: Reservation, size_bytes: int) -> Reservation:
+        """The same for another size, as what arrives turns out to be larger or smaller. Raises NoRoom: it stays then.
+
+        The directory is another one afterwards: its name holds the size.
+        """
+        location = reservation.location
+        demand = Demand(reservation.volume_id, size_bytes, new_volume=False, lasting=reservation.lasting)
+        resized = self._reservation(location, demand)
+        if resized == reservation:
+            return reservation
+        async with location.placement:
+            with os_errors(location):
+                guard = await location.disk.run(placement_guard, location.path)
+                try:
+                    await self._read_afresh(location)
+                    entry = location.entries.get(demand.volume_id)
+                    present_bytes = max(reservation.size_bytes, entry.volume.size_bytes if entry else 0)
+                    space = await self._space(location)
+                    refusal = self._refusal(location, demand, usage(location), present_bytes, space)
+                    if refusal is not None and size_bytes > present_bytes:
+                        raise no_room({location.name: refusal.reason})
+                    await location.disk.run(os.rename, reservation.path, resized.path)
+                    resized.enter()
+                    await location.disk.run(guard.write_stamp, bytes.fromhex(self._server_id))
+                finally:
+                    await location.disk.run(guard.release)
+        return resized
+
+    async def lasting(self) -> list[Reservation]:
+        """What was reserved for longer than a server lives, in all locations that answer."""
+        found: list[Reservation] = []
+        for location in self._locations.answering():
+            try:
+                read = await within(self._locations.patience_s, location.disk.run(reservations.lasting, location.path))
+            except OSError as error:
+                log.warning("location %s was not asked for what waits in it: %s", location.name, error)
+                continue
+            found += [Reservation(location, *one, lasting=True) for one in read]
+        return found
+
+    def _reservation(self, location: Location, demand: Demand) -> Reservation:
+        holder = reservations.LASTING if demand.lasting else self._server_id
+        path = reservations.staging_path(location.path, demand.volume_id, demand.size_bytes, holder)
+        return Reservation(location, demand.volume_id, demand.size_bytes, path, demand.lasting)
+
     async def _try(
         self, location: Location, demand: Demand, reasons: dict[str, str], go_on: GoOn | None
     ) -> Reservation | Refusal | None:
@@ -175,8 +235,7 @@ class Room:
     ) -> Reservation | Refusal:
         """Before it says no, and whenever another server changed the totals, the location is read afresh."""
         require_presence(location)
-        path = reservations.staging_path(location.path, demand.volume_id, demand.size_bytes, self._server_id)
-        reservation = Reservation(location, demand.volume_id, path)
+        reservation = self._reservation(location, demand)
         applicant = _Applicant(demand, reservation, directory, go_on)
         queue = self._queues.setdefault(location, [])
         queue.append(applicant)
@@ -227,7 +286,7 @@ class Room:
         finally:
             for applicant in batch:
                 if applicant.reserved:
-                    location.own_reservations[applicant.demand.volume_id] = applicant.demand.size_bytes
+                    applicant.reservation.enter()
 
     async def _reserve_afresh(self, location: Location, applicant: _Applicant) -> Refusal | None:
         """After reading the location again; why not, if not."""
@@ -241,7 +300,7 @@ class Room:
             if refusal is not None:
                 return refusal
             await location.disk.run(reservations.make, applicant.reservation.path, directory=applicant.directory)
-            location.own_reservations[demand.volume_id] = demand.size_bytes
+            applicant.reservation.enter()
             if demand.allocated:
                 location.own_allocations[demand.volume_id] = demand.size_bytes
             await location.disk.run(guard.write_stamp, bytes.fromhex(self._server_id))

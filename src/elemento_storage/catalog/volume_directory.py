@@ -177,8 +177,12 @@ def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: flo
     return False
 
 
-def finish_staging(staging: str, location_name: str, meta: VolumeMeta) -> Entry:
+def finish_staging(
+    staging: str, location_name: str, meta: VolumeMeta, files: Mapping[str, bytes] | None = None
+) -> Entry:
     """Make a staging directory with an image whole and durable: all but its name. Blocks. Raises OSError, BadHeader.
+
+    ``files`` are small ones that the volume has beside meta.json.
 
     What the volume will look like is known here; reading it back once it has its name would tell nothing new.
     """
@@ -186,6 +190,8 @@ def finish_staging(staging: str, location_name: str, meta: VolumeMeta) -> Entry:
     image = f"{staging}/{meta.format.data_file}"
     # meta.json first: ext4 finds room for its bytes only now, and the commit of the journal that this takes holds the
     # image's inode and both names as well. Begun with the image, there would be two commits.
+    for name, bytes_of_file in (files or {}).items():
+        create(f"{staging}/{name}", bytes_of_file, sync=True)
     create(f"{staging}/{META_FILE}", content, sync=True)
     fsync_file(image)
     fsync_directory(staging)
@@ -199,6 +205,7 @@ def finish_staging(staging: str, location_name: str, meta: VolumeMeta) -> Entry:
             size_bytes=virtual_size(image, meta.format, data.st_size),
             allocated_bytes=min(data.st_size, data.st_blocks * 512),
             modified_ns=data.st_mtime_ns,
+            iso_type=_iso_type(staging) if files and ISOINFO_FILE in files else None,
             meta_digest=_digest(content),
         ),
         directory_mtime_ns=0,

@@ -1,21 +1,20 @@
 """Creating volumes: reserve, make, and give each its name in one rename."""
 
 import asyncio
-import contextlib
-import errno
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.room import Demand, Reservation
-from elemento_storage.catalog.volume_directory import Entry, finish_staging, publish, take_back
+from elemento_storage.catalog.volume_directory import Entry
 from elemento_storage.disk import Place
-from elemento_storage.errors import FormatUnsupported, InvalidValue, VolumeExists, VolumeNotFound
+from elemento_storage.errors import FormatUnsupported, InvalidValue, VolumeNotFound
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import Bus, CloneAlgorithm, Preallocation, Volume, VolumeFormat, VolumeMeta, new_uid
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import INFRASTRUCTURE
 from elemento_storage.service.core import Core
+from elemento_storage.service.staged import Staged
 from elemento_storage.undo import Reverter
 
 
@@ -36,32 +35,6 @@ class NewVolume:
     bus: Bus = Bus.VIRTIO
     preallocation: Preallocation = Preallocation.OFF
     volume_id: str | None = None  #: of an earlier try that may have made it before its server died
-
-
-@dataclass
-class _Staged:
-    """A volume in the making, in its staging directory. The methods block."""
-
-    reservation: Reservation
-    meta: VolumeMeta
-    _entry: Entry | None = field(default=None, init=False)
-
-    def finish(self) -> None:
-        """Make it whole and durable but for its name. The image has to be there."""
-        self._entry = finish_staging(self.reservation.path, self.reservation.location.name, self.meta)
-
-    def publish(self) -> Entry:
-        """Give it its name. Raises VolumeExists, OSError."""
-        if self._entry is None:
-            self.finish()
-        assert self._entry is not None
-        with _existing_refused(self.meta.volume_id):
-            publish(self.reservation.path, self.reservation.location.path, self.meta.volume_id)
-        return self._entry
-
-    def take_back(self) -> None:
-        """Take its name away again."""
-        take_back(self.reservation.path, self.reservation.location.path, self.meta.volume_id)
 
 
 class _AtOnce:
@@ -86,7 +59,7 @@ class _AtOnce:
             self._write_image(reservation.path)
             reached("create.allocated")
             self._progress.commit()
-            self._entry = _Staged(reservation, self._meta).publish()
+            self._entry = Staged(reservation, self._meta).publish()
         except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
             self._error = error
 
@@ -139,14 +112,14 @@ class Creating:
         """
         metas = [self._new_meta(spec) for spec in specs]
         async with Reverter() as revert:
-            prepared: list[_Staged | Volume] = []
+            prepared: list[Staged | Volume] = []
             for spec, meta in zip(specs, metas, strict=True):
                 progress.check()
                 made = await self._made_before(spec)
                 prepared.append(made or await self._prepare(spec, meta, progress, revert))
             if len(prepared) > 1:
                 # All of them are whole and durable but for their names before the first one shows.
-                await asyncio.gather(*(self._finish(one) for one in prepared if isinstance(one, _Staged)))
+                await asyncio.gather(*(self._finish(one) for one in prepared if isinstance(one, Staged)))
             progress.commit()
             volumes = [one if isinstance(one, Volume) else await self._publish(one, revert) for one in prepared]
             revert.commit()
@@ -184,7 +157,7 @@ class Creating:
             bus=spec.bus,
         )
 
-    async def _prepare(self, spec: NewVolume, meta: VolumeMeta, progress: Progress, revert: Reverter) -> _Staged:
+    async def _prepare(self, spec: NewVolume, meta: VolumeMeta, progress: Progress, revert: Reverter) -> Staged:
         reservation = await self._catalog.room.reserve_new(_demand(spec, meta))
         revert.add(reservation.release)
         reached("create.reserved")
@@ -194,13 +167,13 @@ class Creating:
                 Place(reservation.path, location.disk), spec.format, spec.size_bytes, spec.preallocation, progress
             )
         reached("create.allocated")
-        return _Staged(reservation, meta)
+        return Staged(reservation, meta)
 
-    async def _finish(self, staged: _Staged) -> None:
+    async def _finish(self, staged: Staged) -> None:
         with os_errors(staged.reservation.location):
             await staged.reservation.location.disk.run(staged.finish)
 
-    async def _publish(self, staged: _Staged, revert: Reverter) -> Volume:
+    async def _publish(self, staged: Staged, revert: Reverter) -> Volume:
         location = staged.reservation.location
         with os_errors(location):
             entry = await location.disk.run(staged.publish)
@@ -209,7 +182,7 @@ class Creating:
         staged.reservation.forget()
         return entry.volume
 
-    async def _take_back(self, staged: _Staged) -> None:
+    async def _take_back(self, staged: Staged) -> None:
         location = staged.reservation.location
         await location.disk.run(staged.take_back)
         location.forget(staged.meta.volume_id)
@@ -218,16 +191,6 @@ class Creating:
 def _demand(spec: NewVolume, meta: VolumeMeta) -> Demand:
     allocated = spec.preallocation in (Preallocation.FALLOC, Preallocation.FULL)
     return Demand(meta.volume_id, spec.size_bytes, allocated=allocated)
-
-
-@contextlib.contextmanager
-def _existing_refused(volume_id: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise VolumeExists(f"volume {volume_id} exists already", volume_id=volume_id) from error
-        raise
 
 
 def refuse_bootable_and_shareable(*, bootable: bool, shareable: bool) -> None:

@@ -4,17 +4,19 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from starlette.responses import Response
 
 from elemento_storage import errors
 from elemento_storage.api import openapi
-from elemento_storage.api.app import _STREAMS, CALLS
+from elemento_storage.api.app import CALLS, ROUTES
 from elemento_storage.api.call import Call, Kind
 from elemento_storage.api.errors import status_of
+from elemento_storage.api.route import Exchange, Route, Routes
 from elemento_storage.errors import StorageError
 from tests.unit.support import ALICE, uid
 
 BASE = "/api/v1.0"
-DOCUMENT = openapi.document(CALLS, _STREAMS, BASE)
+DOCUMENT = openapi.document(CALLS, ROUTES, BASE)
 ERRORS: list[type[StorageError]] = [
     value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, StorageError)
 ]
@@ -82,7 +84,7 @@ def test_every_call_is_there_under_every_name(path: str, call: Call[Any]) -> Non
 def test_no_two_calls_share_a_path() -> None:
     paths = [path for call in CALLS for path in (call.path, *call.aliases)]
     assert len(set(paths)) == len(paths)
-    assert not set(paths) & set(_STREAMS)
+    assert not set(paths) & {path for path, _ in ROUTES.paths()}
 
 
 def test_the_calls_of_the_document_are_all_there() -> None:
@@ -187,8 +189,12 @@ def test_the_page_names_every_call_and_runs_no_scripts() -> None:
 
 
 def test_the_page_escapes_what_it_shows() -> None:
-    extra = {"x": {"get": {"summary": "<b>&", "responses": {"200": {"description": "<i>"}}}}}
-    page = openapi.page(openapi.document(CALLS[:1], extra, BASE))
+    async def handle(exchange: Exchange) -> Response:
+        """<b>&"""
+        raise AssertionError(exchange)
+
+    routes = Routes((Route("GET", "x", handle, {"200": {"description": "<i>"}}),))
+    page = openapi.page(openapi.document(CALLS[:1], routes, BASE))
     assert "&lt;b&gt;&amp;" in page
     assert "&lt;i&gt;" in page
     assert "<i>" not in page

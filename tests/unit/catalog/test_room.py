@@ -270,3 +270,44 @@ async def test_cancreate_reserves_nothing_and_says_why_not(tmp_path: Path) -> No
         assert "not JSON" in str(reasons["broken"])
         assert (await server.catalog.room.can_take([MB]))[0]
         assert staged(location) == []
+
+
+async def test_what_lasts_is_counted_by_everybody_and_survives_its_server(tmp_path: Path) -> None:
+    location = make_location(tmp_path, max_volumes=2, max_total_size=4 * MB)
+    async with parts(tmp_path) as first:
+        lasting = await first.catalog.room.reserve_new(Demand(uid(1), 3 * MB, lasting=True))
+        assert first.catalog.locations.by_name["disk"].volume_count == 1
+        assert first.catalog.locations.by_name["disk"].virtual_bytes == 3 * MB
+    assert staged(location) == [Path(lasting.path).name]
+    async with parts(tmp_path) as second:
+        with pytest.raises(NoRoom):
+            await second.catalog.room.reserve_new(Demand(uid(2), 2 * MB))
+        (found,) = await second.catalog.room.lasting()
+        assert (found.volume_id, found.size_bytes, found.path) == (uid(1), 3 * MB, lasting.path)
+        assert second.catalog.locations.by_name["disk"].volume_count == 1
+        await found.release()
+        assert second.catalog.locations.by_name["disk"].volume_count == 0
+        await (await second.catalog.room.reserve_new(Demand(uid(2), 2 * MB))).release()
+    assert staged(location) == []
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_a_reservation_can_take_another_size_within_the_limits(tmp_path: Path, lasting: bool) -> None:
+    location = make_location(tmp_path, max_total_size=4 * MB)
+    async with parts(tmp_path) as server:
+        room, disk = server.catalog.room, server.catalog.locations.by_name["disk"]
+        reservation = await room.reserve_new(Demand(uid(1), MB, lasting=lasting))
+        (Path(reservation.path) / "content").write_bytes(b"x")
+        larger = await room.resize(reservation, 4 * MB)
+        assert disk.virtual_bytes == 4 * MB
+        with pytest.raises(NoRoom):
+            await room.resize(larger, 5 * MB)
+        assert disk.virtual_bytes == 4 * MB
+        smaller = await room.resize(larger, 2 * MB)
+        assert (Path(smaller.path) / "content").read_bytes() == b"x"
+        assert disk.virtual_bytes == 2 * MB
+        assert disk.volume_count == 1
+        assert await room.resize(smaller, 2 * MB) is smaller
+        await smaller.release()
+        assert disk.virtual_bytes == 0
+    assert staged(location) == []
