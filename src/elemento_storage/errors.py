@@ -152,6 +152,12 @@ class VolumeExported(Conflict):
     code = "volume-exported"
 
 
+class VolumeWaiting(Conflict):
+    """The volume is an ISO whose content has not come yet."""
+
+    code = "volume-waiting"
+
+
 class CannotShrink(Conflict):
     """A resize to less than the present size."""
 

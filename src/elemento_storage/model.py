@@ -93,6 +93,50 @@ class VolumeMeta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ceph: bool = False
 
 
+class IsoType(StrEnum):
+    """What an ISO volume of the library is for."""
+
+    TOOL = "tool"  #: drivers and the like
+    OS_GENERIC = "os_generic"  #: an installer or a live system: something to boot from
+
+
+class IsoInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """What ``isoinfo.json`` says, with the document's keys. None is what it does not say.
+
+    ``isotype`` is a text, because that of another product may be none of ours.
+    """
+
+    iso_type: str | None = msgspec.field(name="isotype", default=None)
+    os_family: str | None = None
+    os_flavour: str | None = None
+    os_version: str | None = None
+    tool_scope: str | None = msgspec.field(name="scope", default=None)
+    tool_version: str | None = msgspec.field(name="version", default=None)
+
+    def encode(self) -> bytes:
+        """The file's bytes: one line of JSON."""
+        return msgspec.json.encode(self)
+
+
+def decode_iso_info(content: bytes) -> IsoInfo | None:
+    """What an isoinfo.json says, whoever wrote it; None when it is no JSON object.
+
+    Also in the words of the API (``tool_scope``, ``tool_version``), and with numbers (``12.9``) for texts.
+    """
+    try:
+        said = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    facts = {}
+    for spec in msgspec.structs.fields(IsoInfo):
+        value = said.get(spec.encode_name, said.get(spec.name))
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            facts[spec.name] = str(value)
+    return IsoInfo(**facts)
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A volume as last seen on disk. ``size_bytes`` is what the image says, whatever meta.json says."""
 
@@ -102,7 +146,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     size_bytes: int
     allocated_bytes: int
     modified_ns: int
-    iso_type: str | None = None
+    iso: IsoInfo | None = None  #: what isoinfo.json says, of an ISO volume
     locks: tuple[str, ...] = ()  #: names of the lock files in the directory
     markers: tuple[str, ...] = ()  #: names of the export markers in the directory
     exported: bool = False  #: at least one marker is not stale
@@ -112,6 +156,15 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def directory_name(self) -> str:
         """``vid.<volume_uid>.elimg``."""
         return volume_directory_name(self.volume_id)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is an ISO volume without content: a hole of the size that is kept for what will come.
+
+        No file system holds an image of ISO 9660 or UDF without allocating anything: both begin with 32 KiB and a
+        descriptor that is not zero.
+        """
+        return self.meta.format is VolumeFormat.ISO and self.allocated_bytes == 0
 
 
 def volume_directory_name(volume_id: str) -> str:

@@ -40,6 +40,7 @@ from elemento_storage.service.create import Creating
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
@@ -75,9 +76,11 @@ class Server:
         markers = ExportMarkers(_identity(settings), settings.lease)
         core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed, markers)
         exporting = self._build_exports(core)
+        creating = Creating(core)
         self.services = Services(
             core=core,
-            creating=Creating(core),
+            creating=creating,
+            isos=IsoLibrary(creating),
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import msgspec
 
 from elemento_storage.errors import InvalidValue, MissingKey, NotJSON
-from elemento_storage.model import normalise_uid
+from elemento_storage.model import MAX_NAME_BYTES, gigabytes_to_bytes, normalise_uid
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -25,6 +25,8 @@ _SYNONYMS = {
     "vid": ("volume_id", "volumeID"),
     "client_uid": ("creatorID",),
     "creatorID": ("client_uid",),
+    "tool_scope": ("scope",),
+    "tool_version": ("version",),
 }
 _VALUE_PATH = re.compile(r" - at `\$\.?([^`\[]*)[^`]*`$")
 _SHOWN = 80
@@ -106,6 +108,23 @@ def decode(
             if spec.encode_name in wanted and getattr(request, spec.name) is None:
                 raise InvalidValue(f"'{spec.encode_name}' is 'null': leave it out", key=spec.encode_name)
     return request, [name for name in values if name not in used and name not in {key.name for key in keys}]
+
+
+def checked_name(name: str) -> str:
+    """The name of a volume. Raises InvalidValue."""
+    if "\0" in name:
+        raise InvalidValue("'name' contains a NUL character", key="name")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise InvalidValue(f"'name' has to be a text of at most {MAX_NAME_BYTES} bytes", key="name")
+    return name
+
+
+def size_bytes(key: str, size_gb: float) -> int:
+    """The bytes of a size in GB. Raises InvalidValue."""
+    try:
+        return gigabytes_to_bytes(size_gb)
+    except ValueError as error:
+        raise InvalidValue(f"'{key}' is {size_gb!r}, {error}", key=key) from None
 
 
 def _invalid(error: msgspec.ValidationError, keys: tuple[_Key, ...], wanted: Mapping[str, Any]) -> InvalidValue:

@@ -33,6 +33,7 @@ from elemento_storage.errors import (
     VolumeExported,
     VolumeLocked,
     VolumeNotFound,
+    VolumeWaiting,
 )
 from elemento_storage.exports.record import Limits, export_id
 from elemento_storage.model import TARGET_PREFIX
@@ -154,7 +155,16 @@ EXPORT_CALLS: tuple[Call[Any], ...] = (
         ExportAnswer,
         export,
         Kind.CHANGE,
-        (*_ONE, NotExportable, ExportDiffers, ProtocolsExclude, ImageInUse, ImageDamaged, FormatUnsupported),
+        (
+            *_ONE,
+            NotExportable,
+            VolumeWaiting,
+            ExportDiffers,
+            ProtocolsExclude,
+            ImageInUse,
+            ImageDamaged,
+            FormatUnsupported,
+        ),
     ),
     Call("unexport", UnexportRequest, UnexportAnswer, unexport, Kind.CHANGE, (*_ONE, NotOwner, VolumeExported)),
     Call("exports", ExportsRequest, ExportsAnswer, exports, Kind.READ, (InvalidValue,)),

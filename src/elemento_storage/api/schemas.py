@@ -12,6 +12,7 @@ from elemento_storage.model import (
     MAX_SIZE_GB,
     Bus,
     CloneAlgorithm,
+    IsoInfo,
     Preallocation,
     Volume,
     VolumeFormat,
@@ -80,6 +81,12 @@ class AccessibleRequest(Request):
     include_locked: bool = False
     name: str | None = None
     format: VolumeFormat | None = None
+    iso_type: str | None = None
+    os_family: str | None = None
+    os_flavour: str | None = None
+    os_version: str | None = None
+    tool_scope: str | None = None
+    tool_version: str | None = None
     sort: Sort = "volumeID"
     limit: Count | None = None
     cursor: str | None = None
@@ -263,7 +270,7 @@ class Locked(Struct, kw_only=True):
 
 
 class VolumeAnswer(Struct, kw_only=True):
-    """One volume; ``size`` and ``sizeOnDisk`` are bytes."""
+    """One volume; ``size`` and ``sizeOnDisk`` are bytes. ``waiting``: an ISO volume without content."""
 
     volume_id: str = field(name="volumeID")
     creator_id: str = field(name="creatorID")
@@ -271,6 +278,12 @@ class VolumeAnswer(Struct, kw_only=True):
     name: str
     format: VolumeFormat
     iso_type: str | UnsetType = UNSET
+    os_family: str | UnsetType = UNSET
+    os_flavour: str | UnsetType = UNSET
+    os_version: str | UnsetType = UNSET
+    tool_scope: str | UnsetType = UNSET
+    tool_version: str | UnsetType = UNSET
+    waiting: bool | UnsetType = UNSET
     private: bool
     bootable: bool
     readonly: bool
@@ -520,13 +533,12 @@ class ErrorAnswer(Struct, kw_only=True):
 def volume_answer(volume: Volume, locked: Locked | UnsetType = UNSET) -> VolumeAnswer:
     """A volume as the API shows it."""
     meta = volume.meta
-    return VolumeAnswer(
+    answer = VolumeAnswer(
         volume_id=volume.volume_id,
         creator_id=meta.creator_id,
         size=volume.size_bytes,
         name=meta.name,
         format=meta.format,
-        iso_type=UNSET if volume.iso_type is None else volume.iso_type,
         private=meta.private,
         bootable=meta.bootable,
         readonly=meta.readonly,
@@ -542,6 +554,12 @@ def volume_answer(volume: Volume, locked: Locked | UnsetType = UNSET) -> VolumeA
         location=volume.location,
         locked=locked,
     )
+    if meta.format is VolumeFormat.ISO:
+        answer.waiting = volume.waiting
+        for fact, value in msgspec.structs.asdict(volume.iso or IsoInfo()).items():
+            if value is not None:
+                setattr(answer, fact, value)
+    return answer
 
 
 def encode(answer: object) -> bytes:

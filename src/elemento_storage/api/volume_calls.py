@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from elemento_storage.api.call import Call, Context, Kind, Reply
-from elemento_storage.api.decode import decode
+from elemento_storage.api.decode import checked_name, decode, size_bytes
 from elemento_storage.api.schemas import (
     AccessibleRequest,
     BinnedAnswer,
@@ -53,7 +53,7 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.model import MAX_NAME_BYTES, Preallocation, Volume, VolumeFormat, gigabytes_to_bytes
+from elemento_storage.model import IsoInfo, Preallocation, Volume, VolumeFormat
 from elemento_storage.service.create import NewVolume
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.listing import Query, list_volumes
@@ -85,8 +85,8 @@ def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
     ctx.actor(request.creator_id)
     return NewVolume(
         creator_id=request.creator_id,
-        name=_name(request.name),
-        size_bytes=_size("size", request.size),
+        name=checked_name(request.name),
+        size_bytes=size_bytes("size", request.size),
         format=VolumeFormat(request.format),
         private=request.private,
         readonly=request.readonly,
@@ -118,32 +118,25 @@ def _create_answer(volume: Volume, size: float) -> CreateAnswer:
     )
 
 
-def _name(name: str) -> str:
-    if "\0" in name:
-        raise InvalidValue("'name' contains a NUL character", key="name")
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidValue(f"'name' has to be a text of at most {MAX_NAME_BYTES} bytes", key="name")
-    return name
-
-
-def _size(key: str, size_gb: float) -> int:
-    try:
-        return gigabytes_to_bytes(size_gb)
-    except ValueError as error:
-        raise InvalidValue(f"'{key}' is {size_gb!r}, {error}", key=key) from None
-
-
 async def accessible(ctx: Context, request: AccessibleRequest) -> Reply:
     """List the volumes a client can see: its own and those that are not private.
 
-    `name` may be a pattern (`web-*`), `sort` is volumeID, name, size, sizeOnDisk or lastUpdated with `-` before it for
-    descending. With `limit`, the header `X-Next-Cursor` holds the `cursor` of the next page; `X-Total-Count` counts
-    all.
+    `name` may be a pattern (`web-*`); `iso_type` and the five keys after it pick ISO volumes that are exactly so.
+    `sort` is volumeID, name, size, sizeOnDisk or lastUpdated with `-` before it for descending. With `limit`, the
+    header `X-Next-Cursor` holds the `cursor` of the next page; `X-Total-Count` counts all.
     """
     query = Query(
         include_locked=request.include_locked,
         name=request.name,
         format=request.format,
+        iso=IsoInfo(
+            iso_type=request.iso_type,
+            os_family=request.os_family,
+            os_flavour=request.os_flavour,
+            os_version=request.os_version,
+            tool_scope=request.tool_scope,
+            tool_version=request.tool_version,
+        ),
         sort=request.sort,
         limit=request.limit,
         cursor=request.cursor,
@@ -227,7 +220,7 @@ async def bin_(ctx: Context, request: ClientRequest) -> list[BinnedAnswer]:
 async def update(ctx: Context, request: UpdateRequest) -> Reply:
     """Change metadata. With `If-Match`, only if nobody changed it since the `ETag` was read."""
     changes = VolumeChanges(
-        name=None if request.name is None else _name(request.name),
+        name=None if request.name is None else checked_name(request.name),
         private=request.private,
         readonly=request.readonly,
         shareable=request.shareable,
@@ -264,8 +257,8 @@ def _if_match(ctx: Context) -> frozenset[str] | None:
 
 async def resize(ctx: Context, request: ResizeRequest) -> ResizeAnswer:
     """Make a volume larger, at once."""
-    size_bytes = _size("size", request.size)
-    volume = await ctx.services.resizing.resize(ctx.actor(request.creator_id), request.vid, size_bytes)
+    wanted = size_bytes("size", request.size)
+    volume = await ctx.services.resizing.resize(ctx.actor(request.creator_id), request.vid, wanted)
     return ResizeAnswer(vid=volume.volume_id, creator_id=volume.meta.creator_id, size=request.size)
 
 
@@ -301,7 +294,7 @@ async def _cancreate(ctx: Context, sizes_bytes: list[int]) -> CanCreateAnswer:
 def _size_or_text(key: str, size: float | str) -> int:
     if isinstance(size, str):
         size = int(size) if size.isdigit() else float(size)
-    return _size(key, size)
+    return size_bytes(key, size)
 
 
 _ONE = (VolumeNotFound, InvalidValue)

@@ -297,6 +297,8 @@ def differs(before: Volume | None, after: Volume | None) -> bool:
         or before.locks != after.locks
         or before.exported != after.exported
         or before.location != after.location
+        or before.iso != after.iso
+        or before.waiting != after.waiting
     )
 
 

@@ -15,9 +15,11 @@ from elemento_storage.faultpoints import reached
 from elemento_storage.model import (
     MARKER_SUFFIX,
     TARGET_PREFIX,
+    IsoInfo,
     Volume,
     VolumeFormat,
     VolumeMeta,
+    decode_iso_info,
     normalise_uid,
     volume_directory_name,
 )
@@ -51,6 +53,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     claimed_bytes: int | None  #: ``size`` in meta.json
     claimed_id: str  #: ``volumeID`` in meta.json
     leftovers: bool  #: temporary files of a writer that died
+    iso_identity: int | None = None  #: of the isoinfo.json of an ISO volume, as ``meta_identity``
 
 
 _meta_decoder = msgspec.json.Decoder(VolumeMeta)
@@ -104,6 +107,9 @@ def read_entry(
         except BadHeader as error:
             raise OddDirectory(f"{meta.format.data_file} cannot be used: {error}") from error
 
+    iso, iso_identity = None, None
+    if meta.format is VolumeFormat.ISO and ISOINFO_FILE in names:
+        iso, iso_identity = _read_iso_info(directory)
     return Entry(
         volume=Volume(
             meta=meta,
@@ -112,7 +118,7 @@ def read_entry(
             size_bytes=size_bytes,
             allocated_bytes=min(data.st_size, data.st_blocks * 512),
             modified_ns=data.st_mtime_ns,
-            iso_type=_iso_type(directory) if meta.format is VolumeFormat.ISO and ISOINFO_FILE in names else None,
+            iso=iso,
             locks=tuple(sorted(locks)),
             markers=tuple(sorted(markers)),
             exported=any_fresh(directory, markers, lease_s),
@@ -123,11 +129,12 @@ def read_entry(
         claimed_bytes=None if meta.size is None else int(meta.size),
         claimed_id=meta.volume_id,
         leftovers=leftovers,
+        iso_identity=iso_identity,
     )
 
 
 def refresh_entry(entry: Entry, location_path: str, *, lease_s: float) -> Entry:
-    """The entry as the disk says now: ``entry`` itself when nothing changed. Three stat calls when so.
+    """The entry as the disk says now: ``entry`` itself when nothing changed. Three stat calls when so, four of ISOs.
 
     Raises what ``read_entry`` raises.
     """
@@ -137,11 +144,15 @@ def refresh_entry(entry: Entry, location_path: str, *, lease_s: float) -> Entry:
         directory_mtime_ns = os.lstat(directory).st_mtime_ns
         meta_identity = _identity(os.lstat(f"{directory}/{META_FILE}"))
         data = os.lstat(f"{directory}/{volume.meta.format.data_file}")
+        iso_identity = entry.iso_identity
+        if iso_identity is not None:
+            iso_identity = _identity(os.lstat(f"{directory}/{ISOINFO_FILE}"))
     except FileNotFoundError:
         return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
     allocated_bytes = min(data.st_size, data.st_blocks * 512)
     unchanged = directory_mtime_ns == entry.directory_mtime_ns and meta_identity == entry.meta_identity
-    if not unchanged or not meta_identity:
+    unchanged = unchanged and iso_identity == entry.iso_identity
+    if not unchanged or not meta_identity or iso_identity == 0:
         return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
     if data.st_mtime_ns != volume.modified_ns:
         if volume.meta.format is not VolumeFormat.RBD:
@@ -182,7 +193,7 @@ def finish_staging(
 ) -> Entry:
     """Make a staging directory with an image whole and durable: all but its name. Blocks. Raises OSError, BadHeader.
 
-    ``files`` are small ones that the volume has beside meta.json.
+    ``files`` are small ones that the volume has beside meta.json, maybe in directories of their own.
 
     What the volume will look like is known here; reading it back once it has its name would tell nothing new.
     """
@@ -190,8 +201,13 @@ def finish_staging(
     image = f"{staging}/{meta.format.data_file}"
     # meta.json first: ext4 finds room for its bytes only now, and the commit of the journal that this takes holds the
     # image's inode and both names as well. Begun with the image, there would be two commits.
+    directories = {f"{staging}/{name.rpartition('/')[0]}" for name in files or {} if "/" in name}
+    for directory in directories:
+        os.mkdir(directory, 0o755)
     for name, bytes_of_file in (files or {}).items():
         create(f"{staging}/{name}", bytes_of_file, sync=True)
+    for directory in directories:
+        fsync_directory(directory)
     create(f"{staging}/{META_FILE}", content, sync=True)
     fsync_file(image)
     fsync_directory(staging)
@@ -205,7 +221,7 @@ def finish_staging(
             size_bytes=virtual_size(image, meta.format, data.st_size),
             allocated_bytes=min(data.st_size, data.st_blocks * 512),
             modified_ns=data.st_mtime_ns,
-            iso_type=_iso_type(staging) if files and ISOINFO_FILE in files else None,
+            iso=decode_iso_info(files[ISOINFO_FILE]) if files and ISOINFO_FILE in files else None,
             meta_digest=_digest(content),
         ),
         directory_mtime_ns=0,
@@ -303,10 +319,10 @@ def _identity(status: os.stat_result) -> int:
     return hash((status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)) or 1
 
 
-def _iso_type(directory: str) -> str | None:
+def _read_iso_info(directory: str) -> tuple[IsoInfo | None, int]:
+    """What isoinfo.json says and its identity. What cannot be read says nothing: the volume itself is sound."""
     try:
-        info = msgspec.json.decode(_read_small(directory, ISOINFO_FILE)[0])
-    except (OddDirectory, msgspec.DecodeError, RecursionError):
-        return None
-    iso_type = info.get("isotype") if isinstance(info, dict) else None
-    return iso_type if isinstance(iso_type, str) else None
+        content, identity = _read_small(directory, ISOINFO_FILE)
+    except OddDirectory:
+        return None, 0
+    return decode_iso_info(content), identity

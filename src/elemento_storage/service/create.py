@@ -1,7 +1,7 @@
 """Creating volumes: reserve, make, and give each its name in one rename."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elemento_storage.catalog.locations import os_errors
@@ -40,8 +40,11 @@ class NewVolume:
 class _AtOnce:
     """A volume that is made from its reservation to its name without a pause, all in one thread."""
 
-    def __init__(self, meta: VolumeMeta, write_image: Callable[[str], None], progress: Progress) -> None:
+    def __init__(
+        self, meta: VolumeMeta, write_image: Callable[[str], None], progress: Progress, files: Mapping[str, bytes]
+    ) -> None:
         self._meta = meta
+        self._files = files
         self._write_image = write_image
         self._progress = progress
         self._entry: Entry | None = None
@@ -59,7 +62,7 @@ class _AtOnce:
             self._write_image(reservation.path)
             reached("create.allocated")
             self._progress.commit()
-            self._entry = Staged(reservation, self._meta).publish()
+            self._entry = Staged(reservation, self._meta, self._files).publish()
         except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
             self._error = error
 
@@ -88,12 +91,32 @@ class Creating:
             return (await self.create_many([spec], progress))[0]
         meta = self._new_meta(spec)
         progress.check()
-        if (made := await self._made_before(spec)) is not None:
+        if (made := await self.made_before(spec.volume_id)) is not None:
             progress.commit()
             return made
-        at_once = _AtOnce(meta, write_image, progress)
+        return await self._make_at_once(_demand(spec, meta), meta, write_image, progress)
+
+    async def create_waiting(self, meta: VolumeMeta, files: Mapping[str, bytes], progress: Progress) -> Volume:
+        """A new volume whose image is a hole of ``size`` bytes, for what will come. ``files`` go beside meta.json.
+
+        Raises NoRoom, JobCancelled, VolumeExists.
+        """
+        assert isinstance(meta.size, int)
+        write_image = self._core.store(meta.format).image_at_hand(meta.format, meta.size, Preallocation.OFF)
+        assert write_image is not None, "what is not qcow2 needs no template"
+        return await self._make_at_once(Demand(meta.volume_id, meta.size), meta, write_image, progress, files)
+
+    async def _make_at_once(
+        self,
+        demand: Demand,
+        meta: VolumeMeta,
+        write_image: Callable[[str], None],
+        progress: Progress,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Volume:
+        at_once = _AtOnce(meta, write_image, progress, files or {})
         async with Reverter() as revert:
-            reservation = await self._catalog.room.reserve_new(_demand(spec, meta), at_once.make)
+            reservation = await self._catalog.room.reserve_new(demand, at_once.make)
             revert.add(reservation.release)
             location = reservation.location
             with os_errors(location):
@@ -115,7 +138,7 @@ class Creating:
             prepared: list[Staged | Volume] = []
             for spec, meta in zip(specs, metas, strict=True):
                 progress.check()
-                made = await self._made_before(spec)
+                made = await self.made_before(spec.volume_id)
                 prepared.append(made or await self._prepare(spec, meta, progress, revert))
             if len(prepared) > 1:
                 # All of them are whole and durable but for their names before the first one shows.
@@ -125,11 +148,12 @@ class Creating:
             revert.commit()
         return volumes
 
-    async def _made_before(self, spec: NewVolume) -> Volume | None:
-        if spec.volume_id is None:
+    async def made_before(self, volume_id: str | None) -> Volume | None:
+        """What an earlier try made of this id before its server died."""
+        if volume_id is None:
             return None
         try:
-            return (await self._catalog.find(spec.volume_id, INFRASTRUCTURE.require_see))[1]
+            return (await self._catalog.find(volume_id, INFRASTRUCTURE.require_see))[1]
         except VolumeNotFound:
             return None
 

@@ -55,6 +55,7 @@ from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.export_markers import Marker
 from elemento_storage.service.export_rules import MAY_EXPORT, Verdict
+from elemento_storage.service.iso_library import require_content
 from elemento_storage.undo import Reverter
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,8 @@ class Exporting:
     async def export(self, actor: Actor, volume_id: str, client: str, options: ExportOptions) -> ExportView:
         """Serve a volume to a client; the same again when it is served already.
 
-        Raises VolumeNotFound, NotExportable, ProtocolsExclude, ExportDiffers, ImageInUse, ImageDamaged, ExportFailed …
+        Raises VolumeNotFound, NotExportable, VolumeWaiting, ProtocolsExclude, ExportDiffers, ImageInUse, ImageDamaged,
+        ExportFailed …
         """
         options = check_options(options)
         async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
@@ -160,6 +162,7 @@ class Exporting:
                 "the volume is exported already and is not shareable: unexport it first",
                 volume_id=held.volume.volume_id,
             )
+        require_content(held.volume)
 
     def new_record(
         self, volume: Volume, client: str, options: ExportOptions, own: Sequence[ExportRecord]

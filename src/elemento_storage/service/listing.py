@@ -10,7 +10,7 @@ from operator import attrgetter
 import msgspec
 
 from elemento_storage.errors import InvalidValue
-from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.model import IsoInfo, Volume, VolumeFormat
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 
@@ -34,6 +34,7 @@ class Query:
     include_locked: bool = False
     name: str | None = None
     format: VolumeFormat | None = None
+    iso: IsoInfo | None = None  #: what isoinfo.json has to say, where it is not None
     sort: str = "volumeID"
     limit: int | None = None
     cursor: str | None = None
@@ -87,6 +88,8 @@ def _matching(volumes: Iterable[Volume], actor: Actor, query: Query) -> Iterable
     # A longer text is a whole name: compiling a pattern of any length would stop everybody else.
     is_pattern = query.name is not None and len(query.name) <= _LONGEST_PATTERN
     matches = fnmatch.fnmatchcase
+    facts = msgspec.structs.asdict(query.iso).items() if query.iso is not None else ()
+    iso = [(name, value) for name, value in facts if value is not None]
     for volume in volumes:
         meta = volume.meta
         if meta.private and client is not None and meta.creator_id != client:
@@ -97,7 +100,13 @@ def _matching(volumes: Iterable[Volume], actor: Actor, query: Query) -> Iterable
             continue
         if query.name is not None and meta.name != query.name and not (is_pattern and matches(meta.name, query.name)):
             continue
+        if iso and not _says(volume, iso):
+            continue
         yield volume
+
+
+def _says(volume: Volume, facts: list[tuple[str, str]]) -> bool:
+    return volume.iso is not None and all(getattr(volume.iso, name) == value for name, value in facts)
 
 
 def _decode_cursor(query: Query) -> _Position | None:

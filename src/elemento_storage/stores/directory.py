@@ -25,7 +25,7 @@ _COPIED: Final = 0.98  #: of a conversion or preallocation, when all that is lef
 
 
 class DirectoryStore:
-    """raw and qcow2 images as ``data.img`` and ``data.qcow2``."""
+    """raw, qcow2 and ISO images as ``data.img``, ``data.qcow2`` and ``data.iso``."""
 
     capabilities = StoreCapabilities(
         creates=_RAW_QCOW2,
@@ -78,7 +78,7 @@ class DirectoryStore:
         if preallocation is not Preallocation.OFF:
             return None
         template = None
-        if image_format is not VolumeFormat.RAW:
+        if image_format is VolumeFormat.QCOW2:
             template = self._templates.at_hand(size_bytes)
             if template is None:
                 return None

@@ -22,7 +22,7 @@ from elemento_storage.catalog.volume_directory import (
     rewrite_meta,
     take_back,
 )
-from elemento_storage.model import Bus, CloneAlgorithm, VolumeFormat, VolumeMeta, marker_name
+from elemento_storage.model import Bus, CloneAlgorithm, IsoInfo, VolumeFormat, VolumeMeta, marker_name
 from tests.unit.support import ALICE, BOB, age, make_volume, qemu_img, uid
 
 VID = uid(7)
@@ -137,14 +137,46 @@ def test_exported_means_a_marker_that_is_not_stale(tmp_path: Path) -> None:
     assert read(tmp_path).volume.exported
 
 
-def test_the_type_of_an_iso(tmp_path: Path) -> None:
+def test_what_an_iso_is(tmp_path: Path) -> None:
     directory = make_volume(tmp_path, VID, image_format=VolumeFormat.ISO)
-    assert read(tmp_path).volume.iso_type is None
-    (directory / "isoinfo.json").write_text('{"isotype": "os_generic", "os_family": "linux"}')
-    assert read(tmp_path).volume.iso_type == "os_generic"
-    for odd in ("[]", "{", '{"isotype": 5}', "null"):
-        (directory / "isoinfo.json").write_text(odd)
-        assert read(tmp_path).volume.iso_type is None
+    assert read(tmp_path).volume.iso is None
+    (directory / "isoinfo.json").write_text('{"isotype": "os_generic", "os_family": "linux", "os_version": 12.9}')
+    assert read(tmp_path).volume.iso == IsoInfo(iso_type="os_generic", os_family="linux", os_version="12.9")
+    (directory / "isoinfo.json").write_text('{"isotype": 5}')
+    assert read(tmp_path).volume.iso == IsoInfo(iso_type="5")
+    for odd in ("[]", "{", "null", "[" * 10_000, "\xff"):
+        (directory / "isoinfo.json").write_text(odd, encoding="latin-1")
+        assert read(tmp_path).volume.iso is None
+
+
+@pytest.mark.parametrize("first", ['{"isotype": "tool"}', "broken"])
+def test_an_isoinfo_that_is_edited_in_place_is_read_again(tmp_path: Path, first: str) -> None:
+    directory = make_volume(tmp_path, VID, image_format=VolumeFormat.ISO)
+    (directory / "isoinfo.json").write_text(first)
+    age(directory)
+    entry = read(tmp_path)
+    assert refresh(entry, tmp_path) is entry
+    (directory / "isoinfo.json").write_text('{"isotype": "tool", "scope": "drivers"}')
+    os.utime(directory / "isoinfo.json", (1_000_000_000, 1_000_000_000))  # as a copying tool may do
+    os.utime(directory, (1_000_000_000, 1_000_000_000))
+    assert refresh(entry, tmp_path).volume.iso == IsoInfo(iso_type="tool", tool_scope="drivers")
+
+
+def test_an_isoinfo_of_another_kind_of_volume_is_not_looked_at(tmp_path: Path) -> None:
+    directory = make_volume(tmp_path, VID)
+    (directory / "isoinfo.json").write_text('{"isotype": "tool"}')
+    entry = read(tmp_path)
+    assert entry.volume.iso is None
+    assert entry.iso_identity is None
+
+
+def test_an_iso_without_content_waits(tmp_path: Path) -> None:
+    directory = make_volume(tmp_path, VID, image_format=VolumeFormat.ISO, size=1 << 30)
+    assert read(tmp_path).volume.waiting
+    (directory / "data.iso").write_bytes(b"x" * 40_000)
+    assert not read(tmp_path).volume.waiting
+    make_volume(tmp_path, uid(8), size=1 << 30)
+    assert not read(tmp_path, uid(8)).volume.waiting
 
 
 def test_the_digest_changes_with_meta_json_and_with_nothing_else(tmp_path: Path) -> None:
