@@ -6,7 +6,7 @@ people and says what to do next.
 
     StorageError
     ├─ InvalidRequest        the caller's input is wrong
-    │  ├─ MissingKey, InvalidValue, NotJSON
+    │  ├─ MissingKey, InvalidValue, NotJSON, NotAnIso, UrlRefused
     ├─ UnsupportedMediaType, BodyTooLarge, MethodNotAllowed
     ├─ Unauthenticated       no token, or one that is not ours
     ├─ Forbidden             known, but not allowed
@@ -16,6 +16,7 @@ people and says what to do next.
     ├─ KeyReused             an Idempotency-Key was used for another body
     ├─ VolumeLocked          another operation holds the volume
     ├─ Unavailable           a location or a server does not answer; try again
+    ├─ DownloadFailed        another server did not deliver what it was asked for
     ├─ NoRoom                no location can take the volume
     ├─ InternalFault         our fault: ToolFailed, ToolMissing, Cancelled …
     └─ ConfigurationError    the server cannot start like this
@@ -68,6 +69,18 @@ class NotJSON(InvalidRequest):
     code = "not-json"
 
 
+class NotAnIso(InvalidRequest):
+    """What arrived for an ISO volume is neither ISO 9660 nor UDF; a volume that waited waits still."""
+
+    code = "not-an-iso"
+
+
+class UrlRefused(InvalidRequest):
+    """The server does not fetch from there: another scheme, or an address it may not connect to."""
+
+    code = "url-refused"
+
+
 class UnsupportedMediaType(StorageError):
     """The body's Content-Type is not ``application/json``."""
 
@@ -78,6 +91,12 @@ class BodyTooLarge(StorageError):
     """The body is larger than any call of this kind needs."""
 
     code = "body-too-large"
+
+
+class ImageTooLarge(BodyTooLarge):
+    """More bytes than an image from outside may have, or than were announced."""
+
+    code = "image-too-large"
 
 
 class MethodNotAllowed(StorageError):
@@ -206,6 +225,18 @@ class ImageDamaged(Conflict):
     code = "image-damaged"
 
 
+class ImageRefused(Conflict):
+    """An image from outside that needs more than its own bytes, is encrypted, or claims what cannot be."""
+
+    code = "image-refused"
+
+
+class ChecksumMismatch(Conflict):
+    """What arrived is not what the checksum is of."""
+
+    code = "checksum-mismatch"
+
+
 class MigrationConflict(Conflict):
     """The migration's state, or the volume's, forbids the step."""
 
@@ -258,6 +289,12 @@ class ExportFailed(Unavailable):
     """A daemon that serves exports cannot be started or does not do as it is told; nothing was changed."""
 
     code = "export-failed"
+
+
+class DownloadFailed(StorageError):
+    """The server that an image was to come from did not deliver it; nothing was made."""
+
+    code = "download-failed"
 
 
 class NoRoom(StorageError):

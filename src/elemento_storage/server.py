@@ -40,6 +40,7 @@ from elemento_storage.service.create import Creating
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.resize import Resizing
@@ -84,6 +85,7 @@ class Server:
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),
+            intake=Intake(core),
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),

@@ -22,6 +22,7 @@ STATUS_OF_FAMILY: Mapping[type[StorageError], int] = {
     errors.KeyReused: 422,
     errors.VolumeLocked: 423,
     errors.Unavailable: 503,
+    errors.DownloadFailed: 502,
     errors.NoRoom: 507,
     errors.InternalFault: 500,
     errors.ConfigurationError: 500,

@@ -129,12 +129,15 @@ class Room:
             reasons.setdefault(".", self._locations.problem)
         raise no_room(reasons)
 
-    async def reserve_in(self, location: Location, demand: Demand) -> Reservation:
-        """Room in one location: for a volume that grows, or comes back from the bin. Raises NoRoom."""
+    async def reserve_in(self, location: Location, demand: Demand, *, directory: bool = False) -> Reservation:
+        """Room in one location: for a volume that grows, comes back from the bin or gets content. Raises NoRoom.
+
+        ``directory``: as a staging directory, for files that are on their way into the volume.
+        """
         if location.settings_problem:
             raise no_room({location.name: location.settings_problem})
         with os_errors(location):
-            outcome = await self._reserve(location, demand, directory=False)
+            outcome = await self._reserve(location, demand, directory=directory)
         if isinstance(outcome, Refusal):
             raise no_room({location.name: outcome.reason})
         return outcome

@@ -7,6 +7,7 @@ from elemento_storage.service.core import Core
 from elemento_storage.service.create import Creating
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.resize import Resizing
@@ -23,6 +24,7 @@ class Services:
     volumes: Volumes
     resizing: Resizing
     converting: Converting
+    intake: Intake
     exporting: Exporting
     migrating: Migrating
     idempotency: IdempotencyKeys
