@@ -260,13 +260,17 @@ class CreateAnswer(Struct, kw_only=True):
 
 
 class Locked(Struct, kw_only=True):
-    """The operation that holds a volume. ``job`` is its job here or on the server that runs it."""
+    """The operation that holds a volume. ``job`` is its job here or on the server that runs it.
+
+    ``shared``: it only reads, and others may read as well.
+    """
 
     purpose: str
     job: str
     since: str | None = None
     host: str | None = None
     progress: float | None = None
+    shared: bool = False
 
 
 class VolumeAnswer(Struct, kw_only=True):

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from elemento_storage.catalog import bin as recycle_bin
@@ -64,16 +64,47 @@ class Operation:
         self._server_id = server_id
 
     async def lock_volume(
-        self, held: Held, purpose: str, client: str | None, journal: dict[str, str | int]
+        self, held: Held, purpose: str, client: str | None, journal: dict[str, str | int], *, shared: bool = False
     ) -> LockRecord:
-        """Take the lock file; durable. ``journal`` is what the purpose's resolver needs after a crash."""
+        """Take the lock file; durable. ``journal`` is what the purpose's resolver needs after a crash.
+
+        ``shared``: others may read as well; the volume has to be held with ``sharing``.
+        """
         require_presence(held.location)
-        lock = new_lock(purpose, self.operation_id, self._server_id, client, journal)
+        lock = new_lock(purpose, self.operation_id, self._server_id, client, journal, shared=shared)
         await held.place.disk.run(write_lock, held.place.directory, lock)
         self.lock = lock
         reached(f"{purpose}.locked")
         await held.reload()
         return lock
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A volume that stays as it is because somebody reads it."""
+
+    catalog: "Catalog"
+    location: Location
+    volume: Volume
+    lock: LockRecord
+
+    @property
+    def place(self) -> Place:
+        """The volume's directory."""
+        return self.location.place(self.volume.volume_id)
+
+    async def confirm(self) -> None:
+        """To be asked when all is read, before anybody is told: nobody took the lock away meanwhile.
+
+        Another server does when it takes this one for dead, and may have changed the volume then. Raises VolumeLocked,
+        VolumeNotFound, LocationUnavailable.
+        """
+        async with self.held():
+            pass
+
+    def held(self) -> contextlib.AbstractAsyncContextManager[Held]:
+        """The volume under its guard, with the same errors; what is done to it must be nothing a reader sees."""
+        return self.catalog.hold(self.volume.volume_id, lambda _: None, own_lock=self.lock, sharing=True)
 
 
 class Catalog:
@@ -155,7 +186,7 @@ class Catalog:
         for volume_id, entry in list(location.entries.items()):
             if entry.volume.locks or entry.leftovers:
                 try:
-                    async with self.hold(volume_id, lambda _: None):
+                    async with self.hold(volume_id, lambda _: None, sharing=True):
                         pass  # taking hold resolves what can be resolved
                 except (VolumeLocked, VolumeNotFound):
                     continue
@@ -205,28 +236,30 @@ class Catalog:
         *,
         own_lock: LockRecord | None = None,
         admit: LockRecord | None = None,
+        sharing: bool = False,
     ) -> AsyncIterator[Held]:
         """Exclusive access to one volume, for a moment, against every other operation anywhere.
 
         ``check`` says whether the caller may; it is asked before anything about locks is given away. ``own_lock`` is
-        the lock file of the operation that asks, and has to be there; ``admit`` is one that may be. Raises
-        VolumeNotFound, VolumeLocked, LocationUnavailable, and what ``check`` raises.
+        the lock file of the operation that asks, and has to be there; ``admit`` is one that may be. ``sharing``: the
+        caller changes nothing that a reader would see, so those who read may stay. Raises VolumeNotFound, VolumeLocked,
+        LocationUnavailable, and what ``check`` raises.
         """
         async with self._one_at_a_time.hold(volume_id):
             location, volume = await self.find(volume_id, check)
             require_writable(location)
             own_name = own_lock.file_name if own_lock else None
-            admitted = {own_name, admit.file_name if admit else None}
+            admitted = {lock.file_name for lock in (own_lock, admit) if lock is not None}
             if not admitted.issuperset(volume.locks):
                 # Before the guard: whoever holds it for long holds a lock too, and that is the better answer.
-                await self._require_resolvable(location, volume)
+                await self._left_over(location, volume, admitted, sharing=sharing)
             async with self.guard(location, volume_id):
                 settled = await location.reload(volume_id)
                 if settled is None:
                     raise VolumeNotFound(volume_id)
                 check(settled)
                 if not admitted.issuperset(settled.locks):
-                    settled = await self._resolve_locks(location, settled)
+                    settled = await self._resolve_locks(location, settled, admitted, sharing=sharing)
                 if own_name is not None and own_name not in settled.locks:
                     raise VolumeLocked("the operation's lock file was taken away: it stops before it changes anything")
                 if location.entries[volume_id].leftovers:
@@ -261,13 +294,46 @@ class Catalog:
         finally:
             self.active_operations.discard(operation_id)
 
+    @contextlib.asynccontextmanager
+    async def reading(
+        self,
+        volume_id: str,
+        check: Check,
+        purpose: str,
+        operation_id: str,
+        *,
+        client: str | None = None,
+        journal: dict[str, str | int] | None = None,
+        require: Callable[[Held], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Reading]:
+        """The volume kept as it is while somebody reads it, however long that takes.
+
+        Any number may read at a time; whoever would change the volume is refused with 423. ``require`` raises what
+        forbids reading it, under the guard, before the lock is taken; ``service.reading`` knows what that is.
+        Raises VolumeNotFound, VolumeLocked, LocationUnavailable, and what ``check`` and ``require`` raise.
+        """
+        async with self.operation(volume_id, operation_id) as operation:
+            async with self.hold(volume_id, check, sharing=True) as held:
+                if require is not None:
+                    await require(held)
+                lock = await operation.lock_volume(held, purpose, client, journal or {}, shared=True)
+                volume = await held.reload()
+            yield Reading(self, held.location, volume, lock)
+            try:
+                async with self.hold(volume_id, lambda _: None, own_lock=lock, sharing=True) as held:
+                    await held.place.disk.run(locks.remove_lock, held.place.directory, lock)
+                    await held.reload()
+            except StorageError as error:
+                # What was read is no worse for it; the lock is left over from now on, and the next sweep removes it.
+                log.warning("volume %s: the lock of a reader is not removed now: %s", volume_id, error)
+
     async def settle(self, volume_id: str) -> None:
         """Resolve what an operation left that ended badly, by the same code as after a crash.
 
         What cannot be resolved now stays locked and is tried again by every sweep.
         """
         try:
-            async with self.hold(volume_id, lambda _: None):
+            async with self.hold(volume_id, lambda _: None, sharing=True):
                 pass
         except StorageError as error:
             log.error("volume %s stays locked until its operation can be resolved: %s", volume_id, error)
@@ -280,10 +346,17 @@ class Catalog:
         found = [await location.disk.run(locks.read_lock, directory, name) for name in volume.locks]
         return [lock for lock in found if lock is not None]
 
-    async def _require_resolvable(self, location: Location, volume: Volume) -> list[LockRecord]:
-        """The locks, if all of them are left over. Raises VolumeLocked when somebody works under one."""
-        found = await self.read_locks(location, volume)
-        for lock in found:
+    async def _left_over(
+        self, location: Location, volume: Volume, admitted: Collection[str], *, sharing: bool
+    ) -> list[LockRecord]:
+        """The locks that nobody works under. Raises VolumeLocked for one under which somebody does, but the admitted.
+
+        ``sharing``: those of readers are admitted too.
+        """
+        left = []
+        for lock in await self.read_locks(location, volume):
+            if lock.file_name in admitted:
+                continue
             orphaned = await location.disk.run(
                 locks.is_orphaned,
                 location.path,
@@ -292,19 +365,29 @@ class Catalog:
                 self.active_operations,
                 lease_s=self._settings.lease,
             )
-            if not orphaned or lock.purpose not in self.resolvers:
+            if orphaned and self.can_resolve(lock):
+                left.append(lock)
+            elif not (sharing and lock.shared):
                 raise VolumeLocked(
                     f"the volume is locked: {lock.purpose or 'unknown operation'} by "
                     f"{lock.host or 'another product'} since {lock.started or 'an unknown time'}",
                     locked=describe_lock(lock),
                 )
-        return found
+        return left
 
-    async def _resolve_locks(self, location: Location, volume: Volume) -> Volume:
+    def can_resolve(self, lock: LockRecord) -> bool:
+        """Whether this server knows what to do about the lock once its server is dead."""
+        return bool(lock.server) and (lock.shared or lock.purpose in self.resolvers)
+
+    async def _resolve_locks(
+        self, location: Location, volume: Volume, admitted: Collection[str], *, sharing: bool
+    ) -> Volume:
         place = location.place(volume.volume_id)
-        for lock in await self._require_resolvable(location, volume):
+        left = await self._left_over(location, volume, admitted, sharing=sharing)
+        for lock in left:
             log.warning("volume %s: resolving the %s that its server left", volume.volume_id, lock.purpose)
-            await self.resolvers[lock.purpose](place, lock)
+            if lock.purpose in self.resolvers:
+                await self.resolvers[lock.purpose](place, lock)
             await location.disk.run(locks.remove_lock, place.directory, lock)
         settled = await location.reload(volume.volume_id)
         if settled is None:
@@ -319,6 +402,7 @@ def describe_lock(lock: LockRecord) -> dict[str, object]:
         "job": lock.operation,
         "since": lock.started or None,
         "host": lock.host or None,
+        "shared": lock.shared,
     }
 
 

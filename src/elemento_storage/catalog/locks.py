@@ -2,6 +2,9 @@
 
 The file is the operation's journal too: one line of JSON with all that is needed to roll back or finish if the server
 dies. It is created and removed under the volume's guard, which makes taking it atomic across processes and servers.
+
+Those who only read say so in the file (``shared``): any number of them hold a volume together, and whoever would change
+it is refused until the last one has let go.
 """
 
 import contextlib
@@ -29,6 +32,7 @@ class LockRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     started: str = ""
     client: str | None = None
+    shared: bool = False  #: held by somebody who only reads
     journal: dict[str, str | int] = {}
 
     @property
@@ -38,7 +42,13 @@ class LockRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_lock(
-    purpose: str, operation: str, server_id: str, client: str | None, journal: dict[str, str | int]
+    purpose: str,
+    operation: str,
+    server_id: str,
+    client: str | None,
+    journal: dict[str, str | int],
+    *,
+    shared: bool = False,
 ) -> LockRecord:
     """The record of an operation that starts now, here."""
     return LockRecord(
@@ -49,12 +59,13 @@ def new_lock(
         pid=os.getpid(),
         started=utc_now(),
         client=client,
+        shared=shared,
         journal=journal,
     )
 
 
 def write_lock(directory: str, lock: LockRecord) -> None:
-    """Make the lock durable. Only under the volume's guard, with no other lock there. Blocks."""
+    """Make the lock durable. Only under the volume's guard, with no lock there that excludes it. Blocks."""
     path = f"{directory}/{lock.file_name}"
     try:
         # In one rename: half a lock file could be read by nobody, and would lock the volume for ever.

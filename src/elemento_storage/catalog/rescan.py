@@ -38,7 +38,7 @@ async def rescan(catalog: Catalog) -> RescanReport:
         report.differences += _differences(location)
         for volume_id, entry in list(location.entries.items()):
             for lock in await catalog.read_locks(location, entry.volume) if entry.volume.locks else []:
-                if not lock.server or lock.purpose not in catalog.resolvers:
+                if not catalog.can_resolve(lock):
                     report.foreign_locks.append({"vid": volume_id, "lock": printable(lock.file_name)})
     return report
 
