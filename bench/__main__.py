@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import convert, create, exports, info, listing, machine, recovery, report, scan
+from bench import convert, create, exports, images, info, listing, machine, recovery, report, scan
 from bench.context import BUILD, ROOT, Context, work_directory
 from bench.measure import Section
 
@@ -18,6 +18,7 @@ _BENCHES: dict[str, Callable[[Context], Section]] = {
     "scan": scan.run,
     "info": info.run,
     "convert": convert.run,
+    "images": images.run,
     "exports": exports.run,
     "recovery": recovery.run,
 }

@@ -92,6 +92,15 @@ class Settings:
     sweep_interval: float = _setting(5.0, "how often locations are looked at for changes made behind the server's back")
     disk_timeout: float = _setting(30.0, "how long a location may take to answer before the call fails")
     job_timeout: float = _setting(86400.0, "how long a conversion or preallocation may take")
+    image_max_size: int = _setting(
+        0,
+        "bytes that an image from outside may have, as it arrives and as a guest sees it; 0: as many as there is room",
+    )
+    download_allow: str = _setting(
+        "", "networks to fetch from although downloads otherwise refuse them: 127.0.0.0/8, a link-local one, our own"
+    )
+    download_deny: str = _setting("", "networks never to fetch from, such as 10.0.0.0/8")
+    download_stall: float = _setting(30.0, "a connection that brings nothing for so long is given up for another")
     max_body: int = _setting(1_048_576, "bytes of a JSON request body at the most")
     log_level: str = _setting("info", "debug, info, warning or error")
 
@@ -203,14 +212,21 @@ def _validate(settings: Settings) -> None:
         value = getattr(settings, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"{spec.name.replace('_', '-')} has to be a finite number")
-    for name in ("search_depth", "overcommit", "bin_retention"):
+    for name in ("search_depth", "overcommit", "bin_retention", "image_max_size"):
         if not getattr(settings, name) >= 0:
             raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")
-    for name in ("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", "max_body"):
+    for name in ("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", "download_stall", "max_body"):
         if not getattr(settings, name) > 0:
             raise ConfigurationError(f"{name.replace('_', '-')} has to be greater than 0")
     if settings.heartbeat * 3 > settings.lease:
         raise ConfigurationError("lease has to be at least three times heartbeat, or a busy moment looks like death")
+    for name in ("download_allow", "download_deny"):
+        try:
+            parse_networks(getattr(settings, name))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{name.replace('_', '-')} has to be networks such as 10.0.0.0/8, 192.0.2.1: {error}"
+            ) from error
     _validate_exports(settings)
     if settings.log_level not in {"debug", "info", "warning", "error"}:
         raise ConfigurationError("log-level has to be debug, info, warning or error")
@@ -249,6 +265,11 @@ def _validate_exports(settings: Settings) -> None:
     for port in (settings.iscsi_port, settings.smb_port, settings.nbd_port_range[0], settings.nbd_port_range[-1]):
         if not 0 < port < 65536:
             raise ConfigurationError(f"{port} is no TCP port: look at iscsi-port, smb-port and nbd-ports")
+
+
+def parse_networks(text: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Networks separated by commas or blanks. Raises ValueError."""
+    return tuple(ipaddress.ip_network(part) for part in text.replace(",", " ").split())
 
 
 def is_loopback(host: str) -> bool:

@@ -64,6 +64,7 @@ class Job:
             "progress": round(self.progress.fraction, 4),
             "phase": self.progress.phase,
             "volume_id": self.volume_id,
+            **(self.progress.transfer.facts() if self.progress.transfer.done_bytes is not None else {}),
         }
 
 

@@ -213,6 +213,11 @@ def gigabytes_to_bytes(size_gb: float) -> int:
     return round_up_to_sector(math.ceil(exact))
 
 
+def in_gigabytes(size_bytes: int) -> int | float:
+    """Bytes as a size in GB (10^9)."""
+    return size_bytes / GIGABYTE if size_bytes % GIGABYTE else size_bytes // GIGABYTE
+
+
 def round_up_to_sector(size_bytes: int) -> int:
     """The next multiple of 512."""
     return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES

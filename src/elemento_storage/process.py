@@ -11,6 +11,7 @@ again by their pid file, and believed to be ours when their command line names o
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -18,7 +19,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 _STDERR_KEPT = 4096
 _REAP_TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 10.0
+_PIPE_BYTES = 1 << 20
 _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of Linux; they have no command line
 _OOM_SCORE = -500  # under memory pressure the kernel ends a guest or a cache before the disk of twenty guests
 _DETACH = 'exec >>"$1" 2>&1 </dev/null; echo $$ >"$0.new" && mv "$0.new" "$0" || exit; shift; exec "$@"'
@@ -73,17 +75,10 @@ async def run(
     Raises ToolMissing, ToolFailed (an exit status that is not ``expected``), ToolTimeout, JobCancelled.
     """
     started = time.monotonic()
-    prefix = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit"]
-    if limits.address_space_bytes:
-        prefix.append(f"--as={limits.address_space_bytes}")
-    if limits.cpu_s:
-        prefix.append(f"--cpu={limits.cpu_s}")
-    prefix.append("--core=0")
     stdin = None if standard_input is None else _readable(standard_input)
     try:
         child = await asyncio.create_subprocess_exec(
-            *prefix,
-            "--",
+            *_confined(limits),
             *argv,
             stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
             stdout=asyncio.subprocess.PIPE,
@@ -118,14 +113,70 @@ async def run(
     finally:
         if cancelled:
             cancelled.cancel()
+    _raise_for_status(argv, status, stderr, expected)
+    return Finished("".join(collected), time.monotonic() - started, status, stderr)
+
+
+@contextlib.asynccontextmanager
+async def output_of(argv: Sequence[str], limits: Limits, *, standard_input: int) -> AsyncIterator[int]:
+    """A program whose output is read, in a thread, from the descriptor that this gives; it blocks.
+
+    Leaving the block in good order waits for the program's end; any other way kills it. ``standard_input`` is a
+    descriptor. The time-out is for the block. Raises ToolMissing, ToolFailed, ToolTimeout.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *_confined(limits),
+                *argv,
+                stdin=standard_input,
+                stdout=writer,
+                stderr=asyncio.subprocess.PIPE,
+                env=_environment(None),
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise ToolMissing("setpriv and prlimit are missing: install the package util-linux") from error
+        finally:
+            os.close(writer)
+        with contextlib.suppress(OSError):  # fewer switches between two programs; not everybody may
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        assert child.stderr is not None
+        ending = asyncio.gather(_tail(child.stderr), child.wait())
+        try:
+            async with asyncio.timeout(limits.timeout_s):
+                yield reader
+                stderr, status = await asyncio.shield(ending)
+        except BaseException as error:
+            if child.returncode is None:
+                await _kill_and_reap(child, ending)
+            if isinstance(error, TimeoutError):
+                raise ToolTimeout(f"{argv[0]} did not end within {limits.timeout_s:g} s and was killed") from error
+            raise
+        _raise_for_status(argv, status, stderr, frozenset({0}))
+    finally:
+        os.close(reader)
+
+
+def _confined(limits: Limits) -> list[str]:
+    """What goes before a program's own arguments: it dies with us, and has limits."""
+    prefix = ["setpriv", "--pdeathsig", "KILL", "--", "prlimit"]
+    if limits.address_space_bytes:
+        prefix.append(f"--as={limits.address_space_bytes}")
+    if limits.cpu_s:
+        prefix.append(f"--cpu={limits.cpu_s}")
+    return [*prefix, "--core=0", "--"]
+
+
+def _raise_for_status(argv: Sequence[str], status: int, stderr: str, expected: frozenset[int]) -> None:
     if status == 127 and "No such file" in stderr:
         raise ToolMissing(f"{argv[0]} is not installed; `make setup` installs it")
     if status not in expected:
         raise ToolFailed(list(argv), status, stderr)
-    return Finished("".join(collected), time.monotonic() - started, status, stderr)
 
 
-async def _kill_and_reap(child: asyncio.subprocess.Process, work: "asyncio.Future[tuple[None, str, int]]") -> None:
+async def _kill_and_reap(child: asyncio.subprocess.Process, work: "asyncio.Future[Any]") -> None:
     """Kill the program's session and wait for its end; one stuck in the kernel (dead NFS) is left behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -37,6 +37,7 @@ from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core, announce
 from elemento_storage.service.create import Creating
+from elemento_storage.service.downloads import Downloading
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
@@ -77,7 +78,7 @@ class Server:
         markers = ExportMarkers(_identity(settings), settings.lease)
         core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed, markers)
         exporting = self._build_exports(core)
-        creating = Creating(core)
+        creating, intake = Creating(core), Intake(core)
         self.services = Services(
             core=core,
             creating=creating,
@@ -85,7 +86,8 @@ class Server:
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),
-            intake=Intake(core),
+            intake=intake,
+            downloading=Downloading(core, intake, creating),
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),

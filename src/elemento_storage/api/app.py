@@ -18,6 +18,7 @@ from elemento_storage.api.call import Call, Context, Kind, Reply
 from elemento_storage.api.decode import decode, header_list, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
+from elemento_storage.api.image_calls import IMAGE_CALLS
 from elemento_storage.api.iso_calls import ISO_CALLS
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
@@ -43,7 +44,14 @@ from elemento_storage.service.services import Services
 
 log = logging.getLogger(__name__)
 
-CALLS: Final[tuple[Call[Any], ...]] = (*VOLUME_CALLS, *ISO_CALLS, *EXPORT_CALLS, *MIGRATION_CALLS, *SERVER_CALLS)
+CALLS: Final[tuple[Call[Any], ...]] = (
+    *VOLUME_CALLS,
+    *ISO_CALLS,
+    *IMAGE_CALLS,
+    *EXPORT_CALLS,
+    *MIGRATION_CALLS,
+    *SERVER_CALLS,
+)
 ROUTES: Final = Routes(STREAM_ROUTES)
 _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")

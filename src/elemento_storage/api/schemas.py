@@ -416,6 +416,10 @@ class JobAnswer(Struct, kw_only=True):
     volume_id: str | None
     created: str
     ended: str | None
+    bytes: int | None = None
+    total_bytes: int | None = None
+    rate: int | None = None
+    eta: float | None = None
     result: Any = None
     error: dict[str, Any] | None = None
 

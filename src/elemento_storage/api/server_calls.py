@@ -92,6 +92,10 @@ def job_answer(job: Job) -> JobAnswer:
         volume_id=job.volume_id,
         created=job.created,
         ended=job.ended,
+        bytes=job.progress.transfer.done_bytes,
+        total_bytes=job.progress.transfer.total_bytes,
+        rate=job.progress.transfer.whole_rate,
+        eta=job.progress.transfer.eta_s,
         result=job.result.answer if isinstance(job.result, Reply) else job.result,
         error=error_body(job.error, job.job_id, None)[1] if job.error else None,
     )

@@ -116,6 +116,7 @@ class Catalog:
         self.bin = RecycleBin(settings, self.locations)
         self.room = Room(settings, self.server_id, self.locations, self.bin)
         self.resolvers: dict[str, Resolver] = {}  #: purpose of a lock file → what to do when its server died
+        self.abandoned: dict[str, Resolver] = {}  #: the same for one in a staging directory, which is about to go
         self.active_operations: set[str] = set()  #: operations under way here that hold a lock file
         self._settings = settings
         self._one_at_a_time = KeyedLocks()
@@ -182,7 +183,11 @@ class Catalog:
     async def _resolve_leftovers(self, location: Location) -> None:
         """Locks of dead servers, what they had half made, temporary files, trash."""
         lease_s = self._settings.lease
-        await location.disk.run(reservations.remove_dead, location.path, self.server_id, lease_s=lease_s)
+        for path, found in await location.disk.run(reservations.dead, location.path, self.server_id, lease_s=lease_s):
+            for lock in found:
+                if lock.purpose in self.abandoned:
+                    await self.abandoned[lock.purpose](Place(path, location.disk), lock)
+            await location.disk.run(reservations.remove, path)
         for volume_id, entry in list(location.entries.items()):
             if entry.volume.locks or entry.leftovers:
                 try:

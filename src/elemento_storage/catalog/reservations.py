@@ -14,7 +14,9 @@ import shutil
 from typing import Final
 
 from elemento_storage.catalog.location import STAGING_DIRECTORY
+from elemento_storage.catalog.locks import LockRecord, read_lock
 from elemento_storage.catalog.presence import is_alive
+from elemento_storage.catalog.volume_directory import LOCK_PREFIX, LOCK_SUFFIX
 from elemento_storage.model import normalise_uid
 
 LASTING: Final = "lasting"
@@ -68,15 +70,30 @@ def lasting(location_path: str) -> list[tuple[str, int, str]]:
     return found
 
 
-def remove_dead(location_path: str, own_server_id: str, *, lease_s: float) -> list[str]:
-    """Remove what dead servers left half made; the names. Blocks. Raises OSError."""
+def arriving(location_path: str) -> set[str]:
+    """Uids of the volumes that have a directory of files on their way into them. Blocks. Raises OSError."""
     staging = f"{location_path}/{STAGING_DIRECTORY}"
-    dead = []
+    return {name.partition(".")[0] for name in os.listdir(staging) if os.path.isdir(f"{staging}/{name}")}
+
+
+def dead(location_path: str, own_server_id: str, *, lease_s: float) -> list[tuple[str, list[LockRecord]]]:
+    """What dead servers left half made: paths, and the lock files in them. Blocks. Raises OSError."""
+    staging = f"{location_path}/{STAGING_DIRECTORY}"
+    found = []
     for name in os.listdir(staging):
         server_id = name.rpartition(".")[2]
         if server_id in (own_server_id, LASTING):
             continue
         if not is_alive(location_path, server_id, lease_s=lease_s):
-            remove(f"{staging}/{name}")
-            dead.append(name)
-    return dead
+            path = f"{staging}/{name}"
+            found.append((path, [lock for lock in _locks_in(path) if lock.server == server_id]))
+    return found
+
+
+def _locks_in(path: str) -> list[LockRecord]:
+    try:
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    read = [read_lock(path, name) for name in names if name.startswith(LOCK_PREFIX) and name.endswith(LOCK_SUFFIX)]
+    return [lock for lock in read if lock is not None]

@@ -1,21 +1,25 @@
 """qemu-img: creating, growing and converting images offline. Every format is forced, never guessed from content."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from elemento_storage import process
-from elemento_storage.errors import ToolFailed, ToolMissing
+from elemento_storage.errors import NoRoom, ToolFailed, ToolMissing
 from elemento_storage.model import Preallocation, VolumeFormat
 
 _QUICK = process.Limits(timeout_s=60, address_space_bytes=2 * 2**30, cpu_s=60)
 _CHECK = process.Limits(timeout_s=300, address_space_bytes=4 * 2**30)
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_WORDS: Final = ("No space left on device", "Disk quota exceeded", "File too large", "image size is too large")
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
 
@@ -99,15 +103,18 @@ async def check(path: str, image_format: VolumeFormat) -> Findings:
 
 async def convert(
     source: str,
-    source_format: VolumeFormat,
+    source_format: VolumeFormat | None,
     target: str,
     target_format: VolumeFormat,
     *,
     on_fraction: Callable[[float], None],
     timeout_s: float,
     cancel: asyncio.Event | None = None,
+    options: Sequence[str] = (),
 ) -> None:
     """Copy what a guest would see in ``source`` into a new image. The result is not yet synced.
+
+    ``source_format`` None: ``source`` is a ``json:`` name that says it. ``options`` are more of qemu-img(1).
 
     The target is written past the page cache (``-t none``): with the sync that has to follow it takes 0.7 of the time
     of a cached one (docs/bench.md), and a conversion does not push the guests' data out of memory. Where the file
@@ -128,8 +135,8 @@ async def convert(
     limits = process.Limits(timeout_s=timeout_s, address_space_bytes=4 * 2**30)
 
     async def run(*cache_mode: str) -> None:
-        formats = ("-f", source_format.value, "-O", target_format.value)
-        argv = [find(), "convert", "-p", *cache_mode, *formats, "--", source, target]
+        formats = (*(("-f", source_format.value) if source_format else ()), "-O", target_format.value)
+        argv = [find(), "convert", "-p", *options, *cache_mode, *formats, "--", source, target]
         await process.run(argv, limits, on_output=parse, cancel=cancel)
 
     try:
@@ -138,3 +145,18 @@ async def convert(
         if "O_DIRECT" not in error.stderr:
             raise
         await run()
+
+
+@contextlib.contextmanager
+def full_is_no_room() -> Iterator[None]:
+    """What the system or a program says about a full file system, as NoRoom."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoRoom(f"the file system refuses more data: {error.strerror}") from error
+        raise
+    except ToolFailed as error:
+        if any(words in error.stderr for words in _FULL_WORDS):
+            raise NoRoom("the file system ran full in the middle; nothing was changed") from error
+        raise

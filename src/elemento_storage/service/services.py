@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core
 from elemento_storage.service.create import Creating
+from elemento_storage.service.downloads import Downloading
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.intake import Intake
@@ -25,6 +26,7 @@ class Services:
     resizing: Resizing
     converting: Converting
     intake: Intake
+    downloading: Downloading
     exporting: Exporting
     migrating: Migrating
     idempotency: IdempotencyKeys

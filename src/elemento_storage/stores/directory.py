@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import errno
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from elemento_storage.disk import Disk, Place
@@ -12,13 +11,10 @@ from elemento_storage.durable import fsync_file
 from elemento_storage.engine import qemu_img
 from elemento_storage.engine.block_node import BlockNode, file_node
 from elemento_storage.engine.templates import Qcow2Templates
-from elemento_storage.errors import NoRoom, ToolFailed
 from elemento_storage.model import Preallocation, VolumeFormat
 from elemento_storage.progress import Progress
 from elemento_storage.stores.base import StoreCapabilities
 
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_WORDS: Final = ("No space left on device", "Disk quota exceeded", "File too large", "image size is too large")
 _RAW_QCOW2: Final = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
 _POLL_S: Final = 0.2
 _COPIED: Final = 0.98  #: of a conversion or preallocation, when all that is left is to sync
@@ -51,7 +47,7 @@ class DirectoryStore:
     ) -> None:
         """See Store.allocate."""
         path = f"{place.directory}/{image_format.data_file}"
-        with _full_is_no_room():
+        with qemu_img.full_is_no_room():
             if preallocation is Preallocation.OFF and image_format is VolumeFormat.QCOW2:
                 await self._templates.get(size_bytes)
             write_image = self.image_at_hand(image_format, size_bytes, preallocation)
@@ -85,7 +81,7 @@ class DirectoryStore:
 
         def write(directory: str) -> None:
             path = f"{directory}/{image_format.data_file}"
-            with _full_is_no_room():
+            with qemu_img.full_is_no_room():
                 if template is None:
                     _create_sparse(path, size_bytes)
                 else:
@@ -96,7 +92,7 @@ class DirectoryStore:
     async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:
         """See Store.grow."""
         path = f"{place.directory}/{image_format.data_file}"
-        with _full_is_no_room():
+        with qemu_img.full_is_no_room():
             if image_format is VolumeFormat.RAW:
                 await place.disk.run(_grow_sparse, path, size_bytes)
             else:
@@ -110,7 +106,7 @@ class DirectoryStore:
         progress.advance(0.0, "converting")
         source_path = f"{place.directory}/{source.data_file}"
         data_bytes = (await place.disk.run(os.stat, source_path)).st_blocks * 512
-        with _full_is_no_room():
+        with qemu_img.full_is_no_room():
             # qemu-img says something at every whole percent, which takes long for a large image.
             async with _watch_growth(place.disk, copy_path, data_bytes, progress, up_to=_COPIED):
                 await qemu_img.convert(
@@ -151,20 +147,6 @@ def _grow_sparse(path: str, size_bytes: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _full_is_no_room() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise NoRoom(f"the file system refuses more data: {error.strerror}") from error
-        raise
-    except ToolFailed as error:
-        if any(words in error.stderr for words in _FULL_WORDS):
-            raise NoRoom("the file system ran full in the middle; nothing was changed") from error
-        raise
 
 
 @contextlib.asynccontextmanager

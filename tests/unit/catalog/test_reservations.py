@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from elemento_storage.catalog import reservations
+from elemento_storage.catalog.locks import LockRecord, write_lock
 from elemento_storage.catalog.presence import Presence
 from tests.unit.support import python_child, uid
 
@@ -82,15 +83,21 @@ def test_other_things_in_there_count_nothing(location: Path) -> None:
     assert reservations.foreign(str(location), HERE) == {}
 
 
-def test_only_what_the_dead_left_is_removed(location: Path) -> None:
+def test_only_what_the_dead_left_is_found_and_the_locks_in_it(location: Path) -> None:
     ours = reserve(location, uid(10), 1, HERE, directory=True)
     dead = reserve(location, uid(11), 1, DEAD, directory=True)
     (dead / "data.img").write_bytes(b"half")
     with python_child(LIVE, str(location), THERE) as child:
         theirs = reserve(location, uid(12), 1, THERE)
-        assert reservations.remove_dead(str(location), HERE, lease_s=0) == [dead.name]
+        assert reservations.dead(str(location), HERE, lease_s=0) == [(str(dead), [])]
+        lock = LockRecord(purpose="download", operation=uid(20), server=DEAD)
+        write_lock(str(dead), lock)
+        write_lock(str(dead), LockRecord(purpose="download", operation=uid(21), server=THERE))
+        assert reservations.dead(str(location), HERE, lease_s=0) == [(str(dead), [lock])]
+        reservations.remove(str(dead))
         assert staged(location) == sorted([ours.name, theirs.name])
         child.kill()
         child.wait(5)
-        assert reservations.remove_dead(str(location), HERE, lease_s=30) == [theirs.name]
+        assert reservations.dead(str(location), HERE, lease_s=30) == [(str(theirs), [])]
+        reservations.remove(str(theirs))
     assert staged(location) == [ours.name]
