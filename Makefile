@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 bin := .venv/bin
 listen ?= 127.0.0.1:7772
+# The tests wait for daemons, guests and time-outs most of the time.
+workers ?= 3
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,7 +35,7 @@ e2e: setup ## the tests of the launched server
 	$(bin)/python -m pytest tests/e2e
 
 test: check ## everything that CI runs
-	$(bin)/python -m pytest tests --durations=15
+	$(bin)/python -m pytest tests --durations=15 --numprocesses=$(workers) --dist=loadfile
 
 soak: setup ## the long forms of the crash and load tests
 	ELEMENTO_TEST_KILLS=2000 $(bin)/python -m pytest tests/e2e/test_crash_random.py
