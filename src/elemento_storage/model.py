@@ -44,7 +44,11 @@ class VolumeFormat(StrEnum):
     @property
     def data_file(self) -> str:
         """The name of the data file inside the volume directory."""
-        return f"data.{self.extension}"
+        return _DATA_FILES[self]
+
+
+# A sweep asks for it once for each volume.
+_DATA_FILES: Final = {image_format: f"data.{image_format.extension}" for image_format in VolumeFormat}
 
 
 class Bus(StrEnum):

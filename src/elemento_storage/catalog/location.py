@@ -312,7 +312,26 @@ def _sweep_directory(
     steps: SweepSteps,
 ) -> SweepResult:
     started = time.monotonic()
-    mtime_ns = os.stat(path).st_mtime_ns
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        result = _compare(path, descriptor, name, entries, names, names_mtime_ns, lease_s, steps)
+    finally:
+        os.close(descriptor)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _compare(
+    path: str,
+    descriptor: int,
+    name: str,
+    entries: Mapping[str, Entry],
+    names: dict[str, str | None],
+    names_mtime_ns: int,
+    lease_s: float,
+    steps: SweepSteps,
+) -> SweepResult:
+    mtime_ns = os.fstat(descriptor).st_mtime_ns
     if mtime_ns != names_mtime_ns:
         names = {entry: volume_id_of_directory(entry) for entry in os.listdir(path) if _looks_like_a_volume(entry)}
     result = SweepResult(names=names, names_mtime_ns=believable(mtime_ns))
@@ -328,7 +347,7 @@ def _sweep_directory(
                 result.changed[volume_id] = read_entry(path, name, volume_id, lease_s=lease_s)
             else:
                 seen += 1
-                entry = refresh_entry(known, path, lease_s=lease_s)
+                entry = refresh_entry(known, path, lease_s=lease_s, location_descriptor=descriptor)
                 if entry is not known:
                     result.changed[volume_id] = entry
         except VolumeVanished:
@@ -341,7 +360,6 @@ def _sweep_directory(
     if seen != len(entries):
         present = set(names.values())
         result.removed.extend(volume_id for volume_id in entries if volume_id not in present)
-    result.seconds = time.monotonic() - started
     return result
 
 

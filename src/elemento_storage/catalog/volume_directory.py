@@ -133,20 +133,22 @@ def read_entry(
     )
 
 
-def refresh_entry(entry: Entry, location_path: str, *, lease_s: float) -> Entry:
+def refresh_entry(entry: Entry, location_path: str, *, lease_s: float, location_descriptor: int | None = None) -> Entry:
     """The entry as the disk says now: ``entry`` itself when nothing changed. Three stat calls when so, four of ISOs.
 
-    Raises what ``read_entry`` raises.
+    With the location's directory open, a name is two steps for the kernel and not as many as the path has: a third of
+    the time. Raises what ``read_entry`` raises.
     """
     volume = entry.volume
-    directory = f"{location_path}/{volume.directory_name}"
+    name, at = volume.directory_name, location_descriptor
+    directory = name if at is not None else f"{location_path}/{name}"
     try:
-        directory_mtime_ns = os.lstat(directory).st_mtime_ns
-        meta_identity = _identity(os.lstat(f"{directory}/{META_FILE}"))
-        data = os.lstat(f"{directory}/{volume.meta.format.data_file}")
+        directory_mtime_ns = os.stat(directory, dir_fd=at, follow_symlinks=False).st_mtime_ns
+        meta_identity = _identity(os.stat(f"{directory}/{META_FILE}", dir_fd=at, follow_symlinks=False))
+        data = os.stat(f"{directory}/{volume.meta.format.data_file}", dir_fd=at, follow_symlinks=False)
         iso_identity = entry.iso_identity
         if iso_identity is not None:
-            iso_identity = _identity(os.lstat(f"{directory}/{ISOINFO_FILE}"))
+            iso_identity = _identity(os.stat(f"{directory}/{ISOINFO_FILE}", dir_fd=at, follow_symlinks=False))
     except FileNotFoundError:
         return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
     allocated_bytes = min(data.st_size, data.st_blocks * 512)
@@ -166,7 +168,7 @@ def refresh_entry(entry: Entry, location_path: str, *, lease_s: float) -> Entry:
             volume,
             allocated_bytes=allocated_bytes,
             modified_ns=data.st_mtime_ns,
-            exported=any_fresh(directory, volume.markers, lease_s),
+            exported=any_fresh(f"{location_path}/{name}", volume.markers, lease_s),
         ),
     )
 
