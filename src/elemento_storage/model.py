@@ -152,6 +152,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     modified_ns: int
     iso: IsoInfo | None = None  #: what isoinfo.json says, of an ISO volume
     locks: tuple[str, ...] = ()  #: names of the lock files in the directory
+    hidden: bool = False  #: at least one of them is not of somebody who only reads, so lists leave the volume out
     markers: tuple[str, ...] = ()  #: names of the export markers in the directory
     exported: bool = False  #: at least one marker is not stale
     meta_digest: str = ""  #: identifies the bytes of meta.json, the ETag of an update

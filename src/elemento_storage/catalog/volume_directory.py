@@ -56,6 +56,10 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     iso_identity: int | None = None  #: of the isoinfo.json of an ISO volume, as ``meta_identity``
 
 
+class _Sharing(msgspec.Struct):
+    shared: bool = False
+
+
 _meta_decoder = msgspec.json.Decoder(VolumeMeta)
 
 
@@ -120,6 +124,7 @@ def read_entry(
             modified_ns=data.st_mtime_ns,
             iso=iso,
             locks=tuple(sorted(locks)),
+            hidden=any(not _is_shared(directory, name) for name in locks),
             markers=tuple(sorted(markers)),
             exported=any_fresh(directory, markers, lease_s),
             meta_digest=_digest(content),
@@ -308,6 +313,16 @@ def _read_small(directory: str, name: str) -> tuple[bytes, int]:
         return os.read(descriptor, status.st_size + 1), _identity(status)
     finally:
         os.close(descriptor)
+
+
+def _is_shared(directory: str, lock_name: str) -> bool:
+    """Whether a lock file says that its operation only reads; ``locks.py`` writes them."""
+    try:
+        return msgspec.json.decode(_read_small(directory, lock_name)[0], type=_Sharing).shared
+    except (OddDirectory, VolumeVanished):
+        return True  # it is gone again
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
 
 
 def _digest(content: bytes) -> str:

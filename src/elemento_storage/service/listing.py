@@ -94,7 +94,7 @@ def _matching(volumes: Iterable[Volume], actor: Actor, query: Query) -> Iterable
         meta = volume.meta
         if meta.private and client is not None and meta.creator_id != client:
             continue
-        if volume.locks and not query.include_locked:
+        if volume.hidden and not query.include_locked:
             continue
         if query.format is not None and meta.format is not query.format:
             continue

@@ -13,6 +13,7 @@ from elemento_storage.errors import ImageInUse, NotOwner, VolumeExported, Volume
 from elemento_storage.model import Volume, VolumeFormat, marker_name, new_uid
 from elemento_storage.server import Server
 from elemento_storage.service.access import INFRASTRUCTURE, Actor
+from elemento_storage.service.listing import Query, list_volumes
 from elemento_storage.service.reading import reading
 from elemento_storage.service.volumes import VolumeChanges
 from tests.unit.support import ALICE, BOB, make_volume, parts, uid
@@ -40,6 +41,22 @@ def lock_names(server: Server) -> list[str]:
 
 async def rename(server: Server) -> Volume:
     return await server.services.volumes.update(Actor(ALICE), VID, VolumeChanges(name="another"))
+
+
+async def test_what_is_only_read_stays_in_lists(server: Server) -> None:
+    core = server.services.core
+
+    async def listed() -> list[str]:
+        return [volume.volume_id for volume in (await list_volumes(core, Actor(BOB), Query())).volumes]
+
+    async with reading(core, VID, anybody, "clone", new_uid()) as source:
+        assert await listed() == [VID]
+        other = locks.new_lock("convert", new_uid(), core.catalog.server_id, None, {})
+        locks.write_lock(source.place.directory, other)
+        await source.location.reload(VID)
+        assert await listed() == []
+        locks.remove_lock(source.place.directory, other)
+    assert await listed() == [VID]
 
 
 async def test_any_number_read_and_nobody_changes(server: Server) -> None:
