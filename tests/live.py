@@ -20,6 +20,8 @@ ALICE = "a" * 32
 BOB = "b" * 32
 CAROL = "c" * 32
 
+_NBD_PORTS = 100
+
 BINARY = Path(sys.executable).parent / "elemento-storage"
 
 
@@ -36,7 +38,7 @@ class LiveServer:
         self.run_dir = Path(tempfile.gettempdir()) / f"es-{os.getpid()}-{self.port}"
         self.iscsi_port = free_port()
         self.smb_port = free_port()
-        self.nbd_port = free_port()
+        self.nbd_port = free_port(_NBD_PORTS)
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = state_dir.parent / f"{state_dir.name}-{self.port}.log"
         self.http = httpx.Client(base_url=self.address, timeout=60)
@@ -65,7 +67,7 @@ class LiveServer:
                     "--smb-port",
                     str(self.smb_port),
                     "--nbd-ports",
-                    f"{self.nbd_port}-{self.nbd_port + 99}",
+                    f"{self.nbd_port}-{self.nbd_port + _NBD_PORTS - 1}",
                     *self.flags,
                 ],
                 stdout=log,
@@ -198,11 +200,33 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
+# Below those that the kernel gives to connections, and a part of its own for each process that tests at the same time.
+_PORTS_BEGIN, _PORTS_PER_PROCESS, _PORT_PROCESSES = 10_000, 2_200, 10
+_taken_ports = 0
+
+
+def free_port(count: int = 1) -> int:
+    """A port nobody listens on now; the first of ``count`` in a row. No two calls of one process give the same."""
+    global _taken_ports  # noqa: PLW0603  one per process is what it is for
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    part = int(worker) if worker else 5 + os.getpid() % 5
+    begin = _PORTS_BEGIN + part % _PORT_PROCESSES * _PORTS_PER_PROCESS
+    while True:
+        if _taken_ports + count > _PORTS_PER_PROCESS:
+            _taken_ports = 0
+        first = begin + _taken_ports
+        _taken_ports += count
+        if all(_is_free(port) for port in range(first, first + count)):
+            return first
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def make_location(root: Path, name: str = "disk", **settings: Any) -> Path:

@@ -270,6 +270,8 @@ def test_what_is_read_only_stays_so(server: LiveServer, protocol: str) -> None:
     iso = new_volume(server, bus="sata")
     path = server.directory(iso)
     (path / "data.img").rename(path / "data.iso")
+    with (path / "data.iso").open("r+b") as content:
+        content.write(bytes(4096))  # zeros, but no hole: with nothing written it would still wait for its content
     meta = path / "meta.json"
     meta.write_text(meta.read_text().replace('"raw"', '"iso"'))
     volumes: list[tuple[str, dict[str, Any]]] = [(new_volume(server, readonly=True), {}), (iso, {})]
