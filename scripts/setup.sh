@@ -15,7 +15,7 @@ fail() { say "$*"; exit 1; }
 packages=(python3 python3-venv util-linux qemu-utils ca-certificates gzip xz-utils zstd tgt fuse3 samba samba-common-bin smbclient libnss-wrapper make gcc libc6-dev)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
-    packages+=(qemu-system-x86 libvirt-clients libxml2-utils)
+    packages+=(curl xorriso qemu-system-x86 libvirt-clients libxml2-utils)
 fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk curl); fi
 

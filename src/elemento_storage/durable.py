@@ -43,13 +43,14 @@ def create(path: str, content: bytes, *, mode: int = 0o644, sync: bool = False) 
         os.close(descriptor)
 
 
-def replace(path: str, content: bytes, *, mode: int = 0o644) -> None:
+def replace(path: str, content: bytes, *, mode: int = 0o644, made_in: str | None = None) -> None:
     """Put ``content`` at ``path`` in one step: readers see the old bytes or the new ones, never a mixture.
 
-    A file that is there already keeps its mode and owner.
+    A file that is there already keeps its mode and owner. ``made_in`` is the directory for the temporary file, on the
+    same file system, where that is another than the file's own.
     """
     directory = os.path.dirname(path)
-    temporary = f"{directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    temporary = f"{made_in or directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         create(temporary, content, mode=mode, sync=True)
         with contextlib.suppress(FileNotFoundError, PermissionError):  # a server that is not root owns what it writes

@@ -177,6 +177,12 @@ class VolumeWaiting(Conflict):
     code = "volume-waiting"
 
 
+class TooManyFiles(Conflict):
+    """More files than were announced for a metadata volume."""
+
+    code = "too-many-files"
+
+
 class CannotShrink(Conflict):
     """A resize to less than the present size."""
 

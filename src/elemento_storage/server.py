@@ -34,6 +34,7 @@ from elemento_storage.exports.tgtd import Tgtd
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.service.cloud_metadata import CloudMetadata
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core, announce
 from elemento_storage.service.create import Creating
@@ -83,6 +84,7 @@ class Server:
             core=core,
             creating=creating,
             isos=IsoLibrary(creating),
+            metadata=CloudMetadata(core, creating),
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),

@@ -36,7 +36,7 @@ def assert_clean(server: LiveServer, location: str = "disk") -> None:
     assert totals["virtual_bytes"] == sum(volume["size"] for volume in facts.values())
     for vid, volume in facts.items():
         data = [item.name for item in (path / f"vid.{vid}.elimg").glob("data.*")]
-        assert data == ["data.img" if volume["format"] == "raw" else "data.qcow2"]
+        assert data == [f"data.{'img' if volume['format'] == 'raw' else volume['format']}"]
 
 
 def write_pattern(server: LiveServer, vid: str, seed: int, location: str = "disk") -> bytes:

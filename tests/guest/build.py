@@ -90,9 +90,9 @@ def images() -> Images:
     sources = hashlib.sha256(b"".join((SOURCES / name).read_bytes() for name in ("build.py", "init.c"))).hexdigest()[:8]
     try:
         try:
-            return _made(sources, _Apt())
+            return _made(sources, Apt())
         except PackagesMissing:
-            return _made(sources, _own_apt())
+            return _made(sources, own_apt())
     except PackagesMissing:
         # Without a network: what an earlier version of the packages gave is as good.
         earlier = sorted(CACHE.glob(f"{sources}-*"), key=lambda path: path.stat().st_mtime)
@@ -101,18 +101,18 @@ def images() -> Images:
         return Images(earlier[-1])
 
 
-def _made(sources: str, apt: "_Apt") -> Images:
+def _made(sources: str, apt: "Apt") -> Images:
     versions = apt.versions()
     wanted = CACHE / f"{sources}-{hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:8]}"
     if not wanted.is_dir():
-        with _locked():
+        with locked():
             if not wanted.is_dir():
                 _build(apt, versions, wanted)
     return Images(wanted)
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
     """One builder at a time; whatever an interrupted one left is nobody's then."""
     with (CACHE / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -121,7 +121,7 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _run(*words: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+def run(*words: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
     """A program's output; BuildFailed with what it said if it fails."""
     try:
         done = subprocess.run(
@@ -143,27 +143,28 @@ def _run(*words: str | Path, env: Mapping[str, str] | None = None, cwd: Path | N
 
 
 @dataclass(frozen=True)
-class _Apt:
+class Apt:
     """apt with some options in front."""
 
     options: tuple[str, ...] = ()
 
     def _run(self, tool: str, *words: str, cwd: Path | None = None) -> str:
         try:
-            return _run(tool, *self.options, *words, cwd=cwd)
+            return run(tool, *self.options, *words, cwd=cwd)
         except BuildFailed as error:
             raise PackagesMissing(str(error)) from error
 
-    def versions(self) -> dict[str, str]:
-        """Every package that the images are made of: the kernel that the meta-package stands for, and the tools."""
+    def versions(self, *more: str) -> dict[str, str]:
+        """Every package that images are made of: the kernel that the meta-package stands for, the tools, ``more``."""
         found: dict[str, str] = {}
         name = ""
-        for line in self._run("apt-cache", "policy", _KERNEL, *_TOOLS).splitlines():
+        wanted = (_KERNEL, *_TOOLS, *more)
+        for line in self._run("apt-cache", "policy", *wanted).splitlines():
             if not line.startswith(" "):
                 name = line.rstrip(":")
             elif (match := re.match(r" +Candidate: (\S+)", line)) and match[1] != "(none)":
                 found[name] = match[1]
-        if missing := {_KERNEL, *_TOOLS} - set(found):
+        if missing := set(wanted) - set(found):
             raise PackagesMissing(f"apt knows no package {', '.join(sorted(missing))}")
         record = self._run("apt-cache", "show", f"{_KERNEL}={found.pop(_KERNEL)}")
         match = re.search(r"^Depends:.*?(linux-image-\S+) \(= ([^)]+)\)", record, re.MULTILINE)
@@ -181,18 +182,18 @@ class _Apt:
         self._run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *packages, cwd=into)
 
 
-def _own_apt() -> _Apt:
+def own_apt() -> Apt:
     """An apt with package lists of its own, fetched now: the machine's may be missing or too old to download from."""
     state = CACHE / "apt"
     for name in ("lists/partial", "cache/archives/partial"):
         (state / name).mkdir(parents=True, exist_ok=True)
     settings = (f"Dir::State::lists={state / 'lists'}", f"Dir::Cache={state / 'cache'}", "APT::Sandbox::User=root")
-    apt = _Apt(tuple(word for setting in settings for word in ("-o", setting)))
+    apt = Apt(tuple(word for setting in settings for word in ("-o", setting)))
     apt.update()
     return apt
 
 
-def _package_files(apt: _Apt, versions: Mapping[str, str]) -> list[Path]:
+def package_files(apt: Apt, versions: Mapping[str, str]) -> list[Path]:
     """The packages as files, kept so that a change in the sources needs no network."""
     kept = CACHE / "packages"
     kept.mkdir(exist_ok=True)
@@ -216,37 +217,39 @@ def _package_files(apt: _Apt, versions: Mapping[str, str]) -> list[Path]:
 # ---- images ----
 
 
-def _build(apt: _Apt, versions: Mapping[str, str], target: Path) -> None:
-    files = _package_files(apt, versions)
+def _build(apt: Apt, versions: Mapping[str, str], target: Path) -> None:
+    files = package_files(apt, versions)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="tmp-") as name:
         work = Path(name)
         unpacked, made = work / "unpacked", work / "made"
         made.mkdir()
         for file in files:
-            _run("dpkg-deb", "-x", file, unpacked)
+            run("dpkg-deb", "-x", file, unpacked)
         (kernel,) = (unpacked / "boot").glob("vmlinuz-*")
         shutil.copy(kernel, made / "vmlinuz")
-        _run("gcc", "-std=gnu11", "-O2", "-Wall", "-Werror", "-static", "-s", "-o", work / "init", SOURCES / "init.c")
-        modules = _modules(unpacked, kernel.name.removeprefix("vmlinuz-"))
-        (made / "initramfs").write_bytes(_initramfs((work / "init").read_bytes(), modules))
-        _make_boot_disk(unpacked, made)
+        run("gcc", "-std=gnu11", "-O2", "-Wall", "-Werror", "-static", "-s", "-o", work / "init", SOURCES / "init.c")
+        modules = modules_of(unpacked, kernel.name.removeprefix("vmlinuz-"))
+        (made / "initramfs").write_bytes(initramfs((work / "init").read_bytes(), list(modules.values())))
+        make_boot_disk(unpacked, made, f"{COMMAND_LINE} guest.base={BOOT_DISK_AREA}")
         (made / "versions").write_text("".join(f"{name} {version}\n" for name, version in sorted(versions.items())))
         made.rename(target)
 
 
-def _modules(unpacked: Path, release: str) -> list[bytes]:
-    """The modules and what they depend on, each after what it needs."""
+def modules_of(unpacked: Path, release: str, names: Sequence[str] = _MODULES) -> dict[Path, bytes]:
+    """The modules and what they depend on, by their paths in the tree of modules, each after what it needs."""
     files = {
         path.name.partition(".ko")[0].replace("-", "_"): path
         for tree in ("lib", "usr/lib")
         for path in (unpacked / tree / "modules" / release).rglob("*.ko*")
     }
-    ordered: dict[str, bytes] = {}
+    ordered: dict[Path, bytes] = {}
+    seen: set[str] = set()
 
     def add(name: str) -> None:
         # One that is not there is built into the kernel.
-        if name in ordered or name not in files:
+        if name in seen or name not in files:
             return
+        seen.add(name)
         content = files[name].read_bytes()
         if files[name].suffix == ".xz":
             content = lzma.decompress(content)
@@ -254,21 +257,27 @@ def _modules(unpacked: Path, release: str) -> list[bytes]:
         needs = re.search(rb"\0depends=([^\0]*)\0", content)
         for needed in needs[1].decode().split(",") if needs and needs[1] else ():
             add(needed.replace("-", "_"))
-        ordered[name] = content
+        path = files[name]
+        within = Path(*path.parts[path.parts.index(release) + 1 :])
+        ordered[within.with_name(within.name.removesuffix(".xz"))] = content
 
-    for name in _MODULES:
+    for name in names:
         add(name)
-    return list(ordered.values())
+    return ordered
 
 
-def _initramfs(init: bytes, modules: Sequence[bytes]) -> bytes:
-    """A cpio archive ("newc"), not compressed: under a megabyte, and unpacking is emulated too."""
+def initramfs(init: bytes, modules: Sequence[bytes], programs: Mapping[str, bytes] | None = None) -> bytes:
+    """A cpio archive ("newc"), not compressed: a megabyte or two, and unpacking is emulated too.
+
+    ``programs`` are others beside init.
+    """
     entries: list[tuple[str, int, bytes, tuple[int, int]]] = [
         ("dev", stat.S_IFDIR | 0o755, b"", (0, 0)),
         ("dev/console", stat.S_IFCHR | 0o600, b"", (5, 1)),
         ("m", stat.S_IFDIR | 0o755, b"", (0, 0)),
         *((f"m/{number}", stat.S_IFREG | 0o644, module, (0, 0)) for number, module in enumerate(modules)),
         ("init", stat.S_IFREG | 0o755, init, (0, 0)),
+        *((name, stat.S_IFREG | 0o755, program, (0, 0)) for name, program in (programs or {}).items()),
         ("TRAILER!!!", 0, b"", (0, 0)),
     ]
     archive = bytearray()
@@ -282,8 +291,8 @@ def _initramfs(init: bytes, modules: Sequence[bytes]) -> bytes:
     return bytes(archive)
 
 
-def _make_boot_disk(unpacked: Path, made: Path) -> None:
-    """MBR, one FAT partition with SYSLINUX, the kernel and the initramfs, and free room behind it."""
+def make_boot_disk(unpacked: Path, made: Path, command_line: str) -> None:
+    """``boot.raw``: MBR, one FAT partition with SYSLINUX, ``vmlinuz`` and ``initramfs``, and free room behind it."""
     disk = made / "boot.raw"
     tools = unpacked / "usr" / "bin"
     env = {"PATH": f"{tools}:{os.environ['PATH']}", "MTOOLSRC": "/dev/null"}
@@ -298,14 +307,14 @@ def _make_boot_disk(unpacked: Path, made: Path) -> None:
         file.truncate(BOOT_DISK_BYTES)
     # The boot sector finds its partition by the number of sectors hidden before it (-H).
     geometry = ("-T", str(sectors), "-h", "64", "-s", "32", "-H", str(start))
-    _run("mformat", "-i", volume, *geometry, "::", env=env)
+    run("mformat", "-i", volume, *geometry, "::", env=env)
     config = made / "syslinux.cfg"
     config.write_text(
         "SERIAL 0 115200\nPROMPT 0\nDEFAULT guest\nLABEL guest\n"
-        f"KERNEL /vmlinuz\nINITRD /initramfs\nAPPEND {COMMAND_LINE} guest.base={BOOT_DISK_AREA}\n"
+        f"KERNEL /vmlinuz\nINITRD /initramfs\nAPPEND {command_line}\n"
     )
-    _run("mcopy", "-i", volume, config, made / "vmlinuz", made / "initramfs", "::/", env=env)
-    _run("syslinux", "--install", "--offset", str(_PARTITION_START), disk, env=env)
+    run("mcopy", "-i", volume, config, made / "vmlinuz", made / "initramfs", "::/", env=env)
+    run("syslinux", "--install", "--offset", str(_PARTITION_START), disk, env=env)
     config.unlink()
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -13,13 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 from elemento_storage import API_VERSION
 from elemento_storage.api import openapi, schemas
-from elemento_storage.api.auth import INFRASTRUCTURE_UID, Authenticator, Caller
-from elemento_storage.api.call import Call, Context, Kind, Reply
-from elemento_storage.api.decode import decode, header_list, parse_object
+from elemento_storage.api.auth import Authenticator
+from elemento_storage.api.body import read_json
+from elemento_storage.api.call import Call, Context, Kind, Reply, idempotency_key, idempotency_scope
+from elemento_storage.api.decode import decode, ignored_keys, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
 from elemento_storage.api.image_calls import IMAGE_CALLS
 from elemento_storage.api.iso_calls import ISO_CALLS
+from elemento_storage.api.metadata_routes import METADATA_ROUTES
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
 from elemento_storage.api.route import Exchange, Routes
@@ -28,13 +30,10 @@ from elemento_storage.api.stream_routes import STREAM_ROUTES
 from elemento_storage.api.volume_calls import VOLUME_CALLS
 from elemento_storage.disk import within
 from elemento_storage.errors import (
-    BodyTooLarge,
-    InvalidValue,
     JobNotFound,
     MethodNotAllowed,
     RouteNotFound,
     Unavailable,
-    UnsupportedMediaType,
     VolumeLocked,
 )
 from elemento_storage.jobs import Job
@@ -52,11 +51,10 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *MIGRATION_CALLS,
     *SERVER_CALLS,
 )
-ROUTES: Final = Routes(STREAM_ROUTES)
+ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES))
 _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")
 _JSON: Final = "application/json"
-_KEY_LONGEST: Final = 255
 
 
 class Api:
@@ -133,7 +131,7 @@ class Api:
         call = self._calls.get(rest)
         if call is not None:
             return call.path, await self._serve_call(request, call, payload)
-        return await self._serve_route(request, rest)
+        return await self._serve_route(request, rest, payload)
 
     async def _outside(self, request: Request, path: str) -> tuple[str, Response]:
         if path in ("/schema", "/schema/openapi.json"):
@@ -143,7 +141,7 @@ class Api:
             return "schema", Response(openapi.to_json(self._schema), media_type=_JSON)
         raise _no_route(request)
 
-    async def _serve_route(self, request: Request, path: str) -> tuple[str, Response]:
+    async def _serve_route(self, request: Request, path: str, payload: dict[str, Any]) -> tuple[str, Response]:
         caller = self._authenticator.caller(request.headers)
         found = ROUTES.find(request.method, path)
         if found is None:
@@ -151,7 +149,7 @@ class Api:
         route, parameters = found
         if route.admin_only:
             caller.require_admin()
-        exchange = Exchange(self._services, caller, request, parameters, self._metrics, self.stopping)
+        exchange = Exchange(self._services, caller, request, parameters, self._metrics, self.stopping, payload)
         return ROUTES.named(path) or "other", await route.handle(exchange)
 
     # -- calls ---------------------------------------------------------------------------------------------
@@ -166,10 +164,10 @@ class Api:
             values: dict[str, Any] = dict(request.query_params)
         else:
             _require_method(request, "GET, POST" if call.answers_get else "POST")
-            body = await self._body(request)
+            body = await read_json(request, self._core.settings.max_body)
             values = parse_object(body)
         payload.update(values)
-        fill = _fill(caller, call)
+        fill = caller.stands_for(creates=call.creates)
         decoded, ignored = decode(values, call.request, fill=fill, from_query=from_query)
         ctx = Context(self._services, caller, request.headers, Progress(), ignored, fill)
         patience_s = self._core.settings.disk_timeout
@@ -178,14 +176,12 @@ class Api:
                 return _respond(await within(patience_s, call.handle(ctx, decoded)), ctx)
             except TimeoutError:
                 raise self._too_slow("nothing was changed") from None
-        key = request.headers.get("idempotency-key") if call.creates else None
-        if key is not None and not 0 < len(key) <= _KEY_LONGEST:
-            raise InvalidValue(f"the header Idempotency-Key has to have 1 to {_KEY_LONGEST} characters")
+        key = idempotency_key(request.headers) if call.creates else None
         work = self._work(ctx, call, decoded, key, body)
         if call.kind is Kind.LONG and _prefers_async(request):
             job = self._start_job(ctx, call, decoded, work)
             address = f"{_BASE}/jobs/{job.job_id}"
-            headers = {"Location": address, "Preference-Applied": "respond-async", **_ignored_keys(ctx)}
+            headers = {"Location": address, "Preference-Applied": "respond-async", **ignored_keys(ctx.ignored)}
             return Response(schemas.encode({"job": job.job_id, "location": address}), 202, headers, _JSON)
         if call.kind is Kind.LONG and call.is_slow(decoded):
             job = self._start_job(ctx, call, decoded, work)
@@ -217,7 +213,7 @@ class Api:
                 answer = await call.handle(ctx, decoded)
                 return schemas.encode(answer.answer if isinstance(answer, Reply) else answer)
 
-            scope = f"{ctx.caller.client or getattr(decoded, 'creator_id', '')}:{call.path}"
+            scope = idempotency_scope(ctx.caller, getattr(decoded, "creator_id", ""), call.path)
             answer, replayed = await self._services.idempotency.once(scope, key, body, work)
             return Reply(msgspec.Raw(answer), {"Idempotency-Replayed": "true"} if replayed else {})
 
@@ -241,31 +237,13 @@ class Api:
     def _too_slow(self, consequence: str) -> Unavailable:
         return Unavailable(f"the storage did not answer within {self._core.settings.disk_timeout:g} s; {consequence}")
 
-    async def _body(self, request: Request) -> bytes:
-        content_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-        limit = self._core.settings.max_body
-        pieces: list[bytes] = []
-        received = 0
-        async for piece in request.stream():
-            received += len(piece)
-            if received > limit:
-                raise BodyTooLarge(f"the body is larger than {limit} bytes")
-            pieces.append(piece)
-        if received and content_type != _JSON and not content_type.endswith("+json"):
-            raise UnsupportedMediaType(f"the Content-Type is {content_type[:80]!r}, it has to be {_JSON}")
-        return b"".join(pieces)
-
 
 def _respond(answer: object, ctx: Context) -> Response:
-    headers = _ignored_keys(ctx)
+    headers = ignored_keys(ctx.ignored)
     if isinstance(answer, Reply):
         headers |= answer.headers
         answer = answer.answer
     return Response(schemas.encode(answer), 200, headers, _JSON)
-
-
-def _ignored_keys(ctx: Context) -> dict[str, str]:
-    return {"X-Ignored-Keys": header_list(ctx.ignored)} if ctx.ignored else {}
 
 
 def _no_route(request: Request) -> RouteNotFound:
@@ -275,14 +253,6 @@ def _no_route(request: Request) -> RouteNotFound:
 def _require_method(request: Request, allowed: str) -> None:
     if request.method not in allowed.split(", "):
         raise MethodNotAllowed(f"{request.method} is not allowed here, use {allowed}", allowed=allowed)
-
-
-def _fill(caller: Caller, call: Call[Any]) -> Mapping[str, str]:
-    """What stands in for absent keys that name the client, when a token says who it is."""
-    if caller.client is None:
-        return {}
-    named = caller.client if caller.is_user or call.creates else INFRASTRUCTURE_UID
-    return {"creatorID": named, "client_uid": named}
 
 
 def _prefers_async(request: Request) -> bool:

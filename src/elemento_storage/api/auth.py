@@ -1,6 +1,7 @@
 """Who is calling, and on whose behalf (contract, section 4)."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -34,6 +35,13 @@ class Caller:
                 raise Forbidden("the token belongs to another client than the one named in the request")
             return Actor(self.client)
         return Actor(named)
+
+    def stands_for(self, *, creates: bool) -> Mapping[str, str]:
+        """What stands in for absent keys that name the client, when a token says who it is."""
+        if self.client is None:
+            return {}
+        named = self.client if self.is_user or creates else INFRASTRUCTURE_UID
+        return {"creatorID": named, "client_uid": named}
 
     def require_admin(self) -> None:
         """Raises Forbidden for a user's token."""

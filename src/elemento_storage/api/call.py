@@ -3,17 +3,19 @@
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from elemento_storage.api.auth import Caller
-from elemento_storage.errors import StorageError
+from elemento_storage.errors import InvalidValue, StorageError
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
 from elemento_storage.service.services import Services
 
 R = TypeVar("R", bound=msgspec.Struct)
+
+_KEY_LONGEST: Final = 255
 
 
 class Kind(Enum):
@@ -74,3 +76,16 @@ class Call(Generic[R]):
     def doc(self) -> str:
         """The handler's docstring documents the call."""
         return self.handle.__doc__ or ""
+
+
+def idempotency_key(headers: Mapping[str, str]) -> str | None:
+    """The Idempotency-Key of a request, if it has one. Raises InvalidValue."""
+    key = headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= _KEY_LONGEST:
+        raise InvalidValue(f"the header Idempotency-Key has to have 1 to {_KEY_LONGEST} characters")
+    return key
+
+
+def idempotency_scope(caller: Caller, creator_id: str, path: str) -> str:
+    """Whose key it is, and for which call."""
+    return f"{caller.client or creator_id}:{path}"

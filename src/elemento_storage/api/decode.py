@@ -205,6 +205,7 @@ def _describe_one(hint: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(hint, "an object")
 
 
-def header_list(names: list[str]) -> str:
-    """Key names for a header line: at most twenty, shortened, and in plain ASCII."""
-    return ", ".join(quote(name[:_SHOWN], safe=_INTERESTING_HEADER_CHARACTERS) for name in names[:20])
+def ignored_keys(names: list[str]) -> dict[str, str]:
+    """The header that names ignored keys: at most twenty, shortened, and in plain ASCII."""
+    listed = ", ".join(quote(name[:_SHOWN], safe=_INTERESTING_HEADER_CHARACTERS) for name in names[:20])
+    return {"X-Ignored-Keys": listed} if names else {}

@@ -58,7 +58,9 @@ def document(calls: Iterable[Call[Any]], routes: Routes, base: str) -> Json:
                 item["get"] = _operation(call, path, "get", answer, parameters=parameters)
             paths[f"{base}/{path}"] = item
     for path, methods in routes.paths():
-        paths[f"{base}/{path}"] = {method.lower(): _route_operation(route) for method, route in methods.items()}
+        paths[f"{base}/{path.replace('...}', '}')}"] = {
+            method.lower(): _route_operation(route) for method, route in methods.items()
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -94,7 +96,7 @@ def _route_operation(route: Route) -> Json:
     summary, _, rest = route.doc.partition("\n")
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"{(\w+)}", route.path)
+        for name in re.findall(r"{(\w+)(?:\.\.\.)?}", route.path)
     ]
     operation: Json = {
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z]+', '_', route.path).strip('_')}",

@@ -4,9 +4,9 @@ Calls (``call.py``) take a JSON object and answer one; everything else is a rout
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -16,11 +16,13 @@ from elemento_storage.api.auth import Caller
 from elemento_storage.api.decode import decode
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.schemas import ClientRequest
-from elemento_storage.errors import MethodNotAllowed, StorageError
+from elemento_storage.disk import within
+from elemento_storage.errors import MethodNotAllowed, StorageError, Unavailable
 from elemento_storage.service.access import Actor
 from elemento_storage.service.services import Services
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Exchange:
     parameters: Mapping[str, str]  #: the parts of the path in braces
     metrics: Metrics
     stopping: asyncio.Event
+    payload: Json = field(default_factory=dict)  #: what the caller gets back with a fault of ours
 
     def actor(self, named: str | None = None) -> Actor:
         """On whose behalf it is; ``client_uid`` of the query names the client where nothing else does."""
@@ -41,10 +44,27 @@ class Exchange:
             named = query.client_uid
         return self.caller.actor(named)
 
+    async def change(self, work: Coroutine[Any, Any, T]) -> T:
+        """Carry out a change that goes on when its caller has gone, or has waited for the disk time-out.
+
+        Raises Unavailable, and what ``work`` raises.
+        """
+        patience_s = self.services.core.settings.disk_timeout
+        try:
+            return await within(patience_s, work)
+        except TimeoutError:
+            raise Unavailable(
+                f"the storage did not answer within {patience_s:g} s; it may still be carried out: look at the volume "
+                "before you try again"
+            ) from None
+
 
 @dataclass(frozen=True)
 class Route:
-    """One method on one path, such as ``GET jobs/{id}``. The handler's docstring documents it."""
+    """One method on one path, such as ``GET jobs/{id}``. The handler's docstring documents it.
+
+    A last part such as ``{base64...}`` takes what is left of the path, slashes included.
+    """
 
     method: str
     path: str
@@ -80,7 +100,7 @@ class Routes:
     def named(self, path: str) -> str | None:
         """The path as documents and metrics name it, such as ``jobs/<id>``; None when there is no such route."""
         pattern = self.pattern(path)
-        return None if pattern is None else pattern.replace("{", "<").replace("}", ">")
+        return None if pattern is None else pattern.replace("...}", ">").replace("{", "<").replace("}", ">")
 
     def pattern(self, path: str) -> str | None:
         """The path with parameters that ``path`` is one of; None when there is none."""
@@ -99,13 +119,15 @@ class Routes:
 
 
 def _match(pattern: str, path: str) -> dict[str, str] | None:
-    parts, given = pattern.split("/"), path.split("/")
+    parts = pattern.split("/")
+    takes_rest = parts[-1].endswith("...}")
+    given = path.split("/", len(parts) - 1 if takes_rest else -1)
     if len(parts) != len(given):
         return None
     parameters = {}
     for part, value in zip(parts, given, strict=True):
         if part.startswith("{") and value:
-            parameters[part[1:-1]] = value
+            parameters[part[1:-1].removesuffix("...")] = value
         elif part != value:
             return None
     return parameters

@@ -8,6 +8,7 @@ from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.room import Demand, Reservation
 from elemento_storage.catalog.volume_directory import Entry
 from elemento_storage.disk import Place
+from elemento_storage.durable import create as create_file
 from elemento_storage.errors import FormatUnsupported, InvalidValue, VolumeNotFound
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import Bus, CloneAlgorithm, Preallocation, Volume, VolumeFormat, VolumeMeta, new_uid
@@ -105,6 +106,19 @@ class Creating:
         write_image = self._core.store(meta.format).image_at_hand(meta.format, meta.size, Preallocation.OFF)
         assert write_image is not None, "what is not qcow2 needs no template"
         return await self._make_at_once(Demand(meta.volume_id, meta.size), meta, write_image, progress, files)
+
+    async def create_small(
+        self, meta: VolumeMeta, image: bytes, files: Mapping[str, bytes], progress: Progress
+    ) -> Volume:
+        """A new volume whose image is at hand, all of it. ``files`` go beside meta.json.
+
+        Raises NoRoom, JobCancelled, VolumeExists.
+        """
+
+        def write_image(directory: str) -> None:
+            create_file(f"{directory}/{meta.format.data_file}", image)
+
+        return await self._make_at_once(Demand(meta.volume_id, len(image)), meta, write_image, progress, files)
 
     async def _make_at_once(
         self,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from elemento_storage.service.cloud_metadata import CloudMetadata
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core
 from elemento_storage.service.create import Creating
@@ -22,6 +23,7 @@ class Services:
     core: Core
     creating: Creating
     isos: IsoLibrary
+    metadata: CloudMetadata
     volumes: Volumes
     resizing: Resizing
     converting: Converting

@@ -16,6 +16,7 @@ ROUTES = Routes(
         Route("DELETE", "things/{id}", nothing, {}),
         Route("GET", "things/{id}/parts/{part}", nothing, {}),
         Route("GET", "things", nothing, {}),
+        Route("POST", "files/{name...}", nothing, {}),
     )
 )
 
@@ -28,7 +29,17 @@ def test_a_route_is_found_with_its_parameters() -> None:
     assert ROUTES.named("things/7") == "things/<id>"
 
 
-@pytest.mark.parametrize("path", ["", "thing", "things/", "things/7/parts", "things/7/parts/", "things/7/8/9/10"])
+@pytest.mark.parametrize("rest", ["a", "a/b//c", "a=="])
+def test_the_last_part_may_take_what_is_left(rest: str) -> None:
+    found = ROUTES.find("POST", f"files/{rest}")
+    assert found is not None
+    assert found[1] == {"name": rest}
+    assert ROUTES.named(f"files/{rest}") == "files/<name>"
+
+
+@pytest.mark.parametrize(
+    "path", ["", "thing", "files", "files/", "things/", "things/7/parts", "things/7/parts/", "things/7/8/9/10"]
+)
 def test_other_paths_are_none(path: str) -> None:
     assert ROUTES.find("GET", path) is None
     assert ROUTES.named(path) is None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elemento_storage.errors import InvalidValue
-from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.model import IsoInfo, Volume, VolumeFormat
 from elemento_storage.server import Server
 from elemento_storage.service.access import INFRASTRUCTURE, Actor
 from elemento_storage.service.listing import SORT_KEYS, Page, Query, list_volumes
@@ -73,6 +73,28 @@ async def test_locked_volumes_only_when_asked_for(server: Server) -> None:
 )
 async def test_filter_by_name_or_pattern(server: Server, name: str, found: list[int]) -> None:
     assert await listed(server, name=name) == found
+
+
+async def test_filter_by_what_isoinfo_says(server: Server) -> None:
+    location = Path(server.settings.root) / "disk"
+    for number, said in (
+        (11, {"isotype": "os_generic", "os_family": "linux", "os_flavour": "debian", "os_version": "12.9"}),
+        (12, {"isotype": "os_generic", "os_family": "linux", "os_flavour": "debian", "os_version": "13"}),
+        (13, {"isotype": "tool", "os_family": "windows", "scope": "drivers", "version": "13"}),
+    ):
+        directory = make_volume(location, uid(number), image_format=VolumeFormat.ISO)
+        (directory / "isoinfo.json").write_text(json.dumps(said))
+    await server.catalog.look_around(max_age_s=0.0)
+
+    async def found(**facts: str) -> list[int]:
+        return await listed(server, iso=IsoInfo(**facts))
+
+    assert await found(iso_type="os_generic") == [11, 12]
+    assert await found(os_family="linux", os_version="13") == [12]
+    assert await found(os_flavour="debian") == [11, 12]
+    assert await found(tool_scope="drivers", tool_version="13") == [13]
+    assert await found(os_flavour="deb*") == []
+    assert 11 in await found()
 
 
 async def test_filter_by_format(server: Server) -> None:
