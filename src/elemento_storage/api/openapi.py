@@ -11,7 +11,7 @@ from elemento_storage import __version__
 from elemento_storage.api.call import Call, Kind
 from elemento_storage.api.errors import status_of
 from elemento_storage.api.route import Route, Routes
-from elemento_storage.api.schemas import ErrorAnswer
+from elemento_storage.api.schemas import ErrorAnswer, Request
 from elemento_storage.errors import (
     BodyTooLarge,
     Forbidden,
@@ -45,8 +45,8 @@ def document(calls: Iterable[Call[Any]], routes: Routes, base: str) -> Json:
     schemas, components = msgspec.json.schema_components(
         [*types, ErrorAnswer], ref_template="#/components/schemas/{name}"
     )
-    for call in calls:
-        _allow_null(components[call.request.__name__])
+    for name in {kind.__name__ for kind in types if isinstance(kind, type) and issubclass(kind, Request)}:
+        _allow_null(components[name])
     paths: dict[str, Json] = {}
     for position, call in enumerate(calls):
         request, answer = schemas[2 * position], schemas[2 * position + 1]

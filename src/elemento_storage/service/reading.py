@@ -10,6 +10,7 @@ from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.errors import VolumeExported
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.core import Core
+from elemento_storage.service.iso_library import require_content
 
 
 @contextlib.asynccontextmanager
@@ -27,7 +28,8 @@ async def reading(
 
     ``check`` says whether the caller may, such as ``actor.require_see``. QEMU's own lock on the image is held as well,
     so no program that respects it writes meanwhile. Ask ``confirm`` when all is read, before anybody is told. Raises
-    VolumeNotFound, VolumeLocked, VolumeExported (somebody may be writing), ImageInUse, LocationUnavailable.
+    VolumeNotFound, VolumeLocked, VolumeExported (somebody may be writing), VolumeWaiting, ImageInUse,
+    LocationUnavailable.
     """
 
     async def require(held: Held) -> None:
@@ -49,7 +51,11 @@ async def reading(
 
 
 async def require_still(core: Core, held: Held) -> None:
-    """Raises VolumeExported when a client may be writing to the volume. Served read-only, it may be read."""
+    """Raises VolumeExported when a client may be writing to the volume. Served read-only, it may be read.
+
+    Raises VolumeWaiting when there is nothing to read yet.
+    """
+    require_content(held.volume)
     meta = held.volume.meta
     if meta.readonly or meta.format is VolumeFormat.ISO:
         return

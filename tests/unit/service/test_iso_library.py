@@ -10,6 +10,7 @@ from elemento_storage.model import GIGABYTE, Bus, CloneAlgorithm, IsoInfo, IsoTy
 from elemento_storage.progress import Progress
 from elemento_storage.server import Server
 from elemento_storage.service.iso_library import NewIso, require_content
+from elemento_storage.service.reading import reading
 from tests.live import make_location
 from tests.unit.support import ALICE, make_volume, parts, uid
 
@@ -84,5 +85,8 @@ async def test_what_waits_has_no_content_to_read(server: Server) -> None:
     volume = await server.services.isos.create(new(), Progress())
     with pytest.raises(VolumeWaiting, match="iso/create/upload"):
         require_content(volume)
+    with pytest.raises(VolumeWaiting):
+        async with reading(server.services.core, volume.volume_id, lambda _: None, "clone", uid(2)):
+            pass
     make_volume(Path(server.settings.root) / "disk", uid(1))
     require_content((await server.catalog.find(uid(1), lambda _: None))[1])
