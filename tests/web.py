@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Page:
 class Web:
     """The server. Paths begin with ``/``."""
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
+    def __init__(self, address: str = "127.0.0.1", certificate: Path | None = None) -> None:
         self.pages: dict[str, Page] = {}
         self.leaving = threading.Event()
         web = self
@@ -56,13 +57,18 @@ class Web:
                 pass  # a client that hangs up is no news
 
         self._server = Server((address, 0), Handler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._scheme = "http" if certificate is None else "https"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> str:
         host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}"
+        return f"{self._scheme}://{host!s}:{port}"
 
     def put(self, path: str, content: bytes | Path = b"", **how: Any) -> str:
         """Serve something; its URL."""
@@ -144,9 +150,9 @@ class Web:
 
 
 @contextlib.contextmanager
-def web_server(address: str = "127.0.0.1") -> Iterator[Web]:
+def web_server(address: str = "127.0.0.1", certificate: Path | None = None) -> Iterator[Web]:
     """A web server for the length of a test or a module."""
-    web = Web(address)
+    web = Web(address, certificate)
     try:
         yield web
     finally:

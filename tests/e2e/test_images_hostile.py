@@ -282,6 +282,33 @@ def test_the_network_of_the_server_is_out_of_reach_by_default(tmp_path: Path, we
     assert web.pages["/inner"].asked == []
 
 
+def test_https_believes_those_whom_the_system_believes(tmp_path: Path, web: Web) -> None:
+    certificate, other = tmp_path / "one.pem", tmp_path / "other.pem"
+    for path in (certificate, other):
+        make = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+        make += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        subprocess.run([*make, "-keyout", path, "-out", tmp_path / "part.pem"], check=True, capture_output=True)
+        path.write_bytes(path.read_bytes() + (tmp_path / "part.pem").read_bytes())
+    content = disk_bytes()
+    believing = {"SSL_CERT_FILE": str(certificate)}
+    with (
+        web_server(certificate=certificate) as good,
+        web_server(certificate=other) as bad,
+        live_server(tmp_path, "--download-allow", "127.0.0.1", "--bin-retention", "0", env=believing) as safe,
+    ):
+        url = good.put("/disk", content).replace("127.0.0.1", "localhost")
+        taken(safe, url, content)
+        answer = refused(safe, good.address + "/disk", 502, "download-failed")  # the certificate is of another name
+        assert "certificate" in answer["error"]
+        refused(safe, bad.put("/disk", content).replace("127.0.0.1", "localhost"), 502, "download-failed")
+        down = good.put("/down", redirect=web.put("/plain", content)).replace("127.0.0.1", "localhost")
+        answer = refused(safe, down, 400, "url-refused")
+        assert "give a checksum" in answer["error"]
+        taken(safe, down, content, checksum=sha256(content))
+        drops = good.put("/drops", content, drops=[1_000_000, 10]).replace("127.0.0.1", "localhost")
+        taken(safe, drops, content)
+
+
 def test_cancelling(server: LiveServer, web: Web) -> None:
     url = web.put("/endless", disk_bytes(), stalls_after=1 << 20)
     for wait_for in (0, 1 << 20):
