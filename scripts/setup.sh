@@ -13,8 +13,10 @@ fail() { say "$*"; exit 1; }
 [ "${ID:-}" = debian ] || fail "this needs Debian 12 or 13 (found ${PRETTY_NAME:-an unknown system}); install the packages named in scripts/setup.sh by hand and call the .venv part yourself"
 
 packages=(python3 python3-venv util-linux qemu-utils ca-certificates gzip xz-utils zstd tgt fuse3 samba samba-common-bin smbclient libnss-wrapper make gcc libc6-dev)
+packages+=(rsync rclone)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
+    packages+=(xfsprogs btrfs-progs)
     packages+=(curl xorriso qemu-system-x86 libvirt-clients libxml2-utils)
 fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk curl); fi

@@ -101,6 +101,7 @@ class Settings:
     )
     download_deny: str = _setting("", "networks never to fetch from, such as 10.0.0.0/8")
     download_stall: float = _setting(30.0, "a connection that brings nothing for so long is given up for another")
+    longest_chain: int = _setting(8, "how many volumes a linked clone may stand on, each on the next")
     max_body: int = _setting(1_048_576, "bytes of a JSON request body at the most")
     log_level: str = _setting("info", "debug, info, warning or error")
 

@@ -153,6 +153,18 @@ class JobNotFound(NotFound):
         super().__init__(f"no job {job_id}; jobs are forgotten an hour after their end", job_id=job_id)
 
 
+class LocationNotFound(NotFound):
+    """No location of that name."""
+
+    code = "location-not-found"
+
+
+class ImportNotFound(NotFound):
+    """Nothing of that name waits in a location's directory for imports."""
+
+    code = "import-not-found"
+
+
 class MigrationNotFound(NotFound):
     """No migration of that id or of that volume is under way."""
 
@@ -181,6 +193,30 @@ class TooManyFiles(Conflict):
     """More files than were announced for a metadata volume."""
 
     code = "too-many-files"
+
+
+class NotClonable(Conflict):
+    """The volume says ``clonable: false``, or nothing is in it yet that could be cloned."""
+
+    code = "not-clonable"
+
+
+class HasClones(Conflict):
+    """Linked clones stand on the volume, so its data has to stay as it is; ``clones`` counts them."""
+
+    code = "has-clones"
+
+
+class NotLinkable(Conflict):
+    """A linked clone cannot be made like this: of this volume, in this format or in this location."""
+
+    code = "not-linkable"
+
+
+class NoFirstState(Conflict):
+    """There is no state that the volume could be reset to."""
+
+    code = "no-first-state"
 
 
 class CannotShrink(Conflict):

@@ -156,6 +156,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     markers: tuple[str, ...] = ()  #: names of the export markers in the directory
     exported: bool = False  #: at least one marker is not stale
     meta_digest: str = ""  #: identifies the bytes of meta.json, the ETag of an update
+    parent: str | None = None  #: the volume whose image this one's stands on
+    has_clones: bool = False  #: there are linked clones of it, or were not long ago
 
     @property
     def directory_name(self) -> str:

@@ -34,6 +34,7 @@ from elemento_storage.exports.tgtd import Tgtd
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.service.clone import Cloning
 from elemento_storage.service.cloud_metadata import CloudMetadata
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core, announce
@@ -45,6 +46,7 @@ from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
+from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
 from elemento_storage.service.tokens import TokenStore
@@ -88,6 +90,8 @@ class Server:
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),
+            cloning=Cloning(core, creating),
+            replacing=ReplacingImages(core),
             intake=intake,
             downloading=Downloading(core, intake, creating),
             exporting=exporting,

@@ -16,6 +16,7 @@ from elemento_storage.api import openapi, schemas
 from elemento_storage.api.auth import Authenticator
 from elemento_storage.api.body import read_json
 from elemento_storage.api.call import Call, Context, Kind, Reply, idempotency_key, idempotency_scope
+from elemento_storage.api.clone_calls import CLONE_CALLS
 from elemento_storage.api.decode import decode, ignored_keys, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 CALLS: Final[tuple[Call[Any], ...]] = (
     *VOLUME_CALLS,
+    *CLONE_CALLS,
     *ISO_CALLS,
     *IMAGE_CALLS,
     *EXPORT_CALLS,

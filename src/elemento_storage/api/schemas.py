@@ -274,7 +274,10 @@ class Locked(Struct, kw_only=True):
 
 
 class VolumeAnswer(Struct, kw_only=True):
-    """One volume; ``size`` and ``sizeOnDisk`` are bytes. ``waiting``: an ISO volume without content."""
+    """One volume; ``size`` and ``sizeOnDisk`` are bytes. ``waiting``: an ISO volume without content.
+
+    ``linked``: a linked clone, which stands on another volume.
+    """
 
     volume_id: str = field(name="volumeID")
     creator_id: str = field(name="creatorID")
@@ -301,6 +304,7 @@ class VolumeAnswer(Struct, kw_only=True):
     size_on_disk: int = field(name="sizeOnDisk")
     last_updated: str = field(name="lastUpdated")
     location: str
+    linked: bool | UnsetType = UNSET
     locked: Locked | UnsetType = UNSET
 
 
@@ -562,6 +566,8 @@ def volume_answer(volume: Volume, locked: Locked | UnsetType = UNSET) -> VolumeA
         location=volume.location,
         locked=locked,
     )
+    if volume.parent is not None:
+        answer.linked = True
     if meta.format is VolumeFormat.ISO:
         answer.waiting = volume.waiting
         for fact, value in msgspec.structs.asdict(volume.iso or IsoInfo()).items():

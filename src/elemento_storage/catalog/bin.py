@@ -6,6 +6,7 @@ interrupted never leaves half a volume that could be restored.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -98,6 +99,21 @@ def move_file_to_trash(location_path: str, path: str) -> str:
     """Take a file out of a volume in one rename, to be deleted later; where it is then. Blocks."""
     target = f"{location_path}/{TRASH_DIRECTORY}/{new_uid()}"
     os.rename(path, target)
+    return target
+
+
+def link_file_to_trash(location_path: str, path: str) -> str | None:
+    """Give a file that will be replaced a second name, under which it is deleted later. Blocks.
+
+    None where the file system has no second names: it is deleted when it is replaced.
+    """
+    target = f"{location_path}/{TRASH_DIRECTORY}/{new_uid()}"
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            return None
+        raise
     return target
 
 

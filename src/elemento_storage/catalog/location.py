@@ -82,6 +82,7 @@ class Location:
         self.missing: str | None = NOT_READ_YET  #: why the location does not answer; its volumes are kept, not shown
         self.read_only: str | None = None  #: why nothing can be written here
         self.entries: dict[str, Entry] = {}
+        self.children: dict[str, set[str]] = {}  #: volume id → linked clones of it
         self.odd: dict[str, str] = {}  #: directory name → why it is not a volume
         self.own_reservations: dict[str, int] = {}  #: volume id → bytes, of operations under way here
         self.foreign_reservations: dict[str, int] = {}  #: the same of other servers, as last read
@@ -170,6 +171,7 @@ class Location:
         before = self.entries.get(volume.volume_id)
         self.entries[volume.volume_id] = entry
         self._virtual_bytes += volume.size_bytes - (before.volume.size_bytes if before else 0)
+        self._relate(volume.volume_id, before.volume.parent if before else None, volume.parent)
         self.odd.pop(volume.directory_name, None)
         if before is not entry:
             self._on_change(before.volume if before else None, volume)
@@ -179,7 +181,18 @@ class Location:
         self._checked.pop(volume_id, None)
         if before is not None:
             self._virtual_bytes -= before.volume.size_bytes
+            self._relate(volume_id, before.volume.parent, None)
             self._on_change(before.volume, None)
+
+    def _relate(self, volume_id: str, before: str | None, now: str | None) -> None:
+        if before == now:
+            return
+        if before is not None and (siblings := self.children.get(before)) is not None:
+            siblings.discard(volume_id)
+            if not siblings:
+                del self.children[before]
+        if now is not None:
+            self.children.setdefault(now, set()).add(volume_id)
 
     # -- keeping the index true ----------------------------------------------------------------------------
 

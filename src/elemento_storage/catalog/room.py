@@ -72,6 +72,12 @@ class Demand:
     allocated: bool = False  #: all of it is allocated at once, not when it is written
     on_disk_bytes: int = 0  #: what it has on this file system already, in the bin
     lasting: bool = False  #: the reservation outlives this process
+    data_bytes: int = 0  #: what is written at once, whatever the size: a copy's data
+
+    @property
+    def promised_bytes(self) -> int:
+        """What will be taken from the file system's free space before long."""
+        return self.size_bytes if self.allocated else self.data_bytes
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,17 @@ class Room:
         self._bins = bins
         self._queues: dict[Location, list[_Applicant]] = {}
 
-    async def reserve_new(self, demand: Demand, go_on: GoOn | None = None) -> Reservation:
+    async def reserve_new(
+        self,
+        demand: Demand,
+        go_on: GoOn | None = None,
+        *,
+        first: Location | None = None,
+        only: Location | None = None,
+    ) -> Reservation:
         """Room for a new volume in the best location, as a staging directory there. Raises NoRoom.
+
+        ``first`` is asked before the others, however little quota it has left; ``only`` and no other.
 
         ``go_on`` is what the caller does with it next, in a thread of the location. Where nobody else is served it
         may have been called already, to save a hand-over. It must not raise.
@@ -113,7 +128,15 @@ class Room:
         """
         reasons: dict[str, str] = {}
         short_of_space: list[tuple[Location, int]] = []
-        for location in await self._by_free_quota(reasons):
+        candidates = await self._by_free_quota(reasons)
+        if first in candidates:
+            candidates = [first, *(one for one in candidates if one is not first)]
+        if only is not None:
+            reasons = {name: reason for name, reason in reasons.items() if name == only.name}
+            if only.problem:
+                reasons.setdefault(only.name, only.problem)
+            candidates = [one for one in candidates if one is only]
+        for location in candidates:
             outcome = await self._try(location, demand, reasons, go_on)
             if isinstance(outcome, Reservation):
                 return outcome
@@ -273,7 +296,7 @@ class Room:
                 space = _read_space_left(location)
                 for applicant, present_bytes in zip(batch, present, strict=True):
                     demand = applicant.demand
-                    if demand.allocated or self._refusal(location, demand, now, present_bytes, space):
+                    if demand.promised_bytes or self._refusal(location, demand, now, present_bytes, space):
                         continue
                     try:
                         reservations.make(applicant.reservation.path, directory=applicant.directory)
@@ -304,8 +327,8 @@ class Room:
                 return refusal
             await location.disk.run(reservations.make, applicant.reservation.path, directory=applicant.directory)
             applicant.reservation.enter()
-            if demand.allocated:
-                location.own_allocations[demand.volume_id] = demand.size_bytes
+            if demand.promised_bytes:
+                location.own_allocations[demand.volume_id] = demand.promised_bytes
             await location.disk.run(guard.write_stamp, bytes.fromhex(self._server_id))
         finally:
             await location.disk.run(guard.release)
@@ -328,9 +351,10 @@ class Room:
             return Refusal(reason)
         new_data_bytes = more_bytes - demand.on_disk_bytes
         reason = space_problem(space, overcommit=self._overcommit, more_bytes=new_data_bytes)
-        if reason is None:
-            return None
-        return Refusal(reason, missing_bytes=math.ceil(new_data_bytes / self._overcommit) - space.free_bytes)
+        if reason is not None:
+            return Refusal(reason, missing_bytes=math.ceil(new_data_bytes / self._overcommit) - space.free_bytes)
+        reason = space_problem(space, overcommit=1.0, more_bytes=demand.data_bytes)
+        return None if reason is None else Refusal(reason, missing_bytes=demand.data_bytes - space.free_bytes)
 
     async def _read_afresh(self, location: Location) -> None:
         # Staging first: a volume that is published in between is then seen twice, not missed.

@@ -1,5 +1,6 @@
 """One volume's directory: reading it, and rewriting its meta.json (contract, section 3; docs/on-disk-format.md)."""
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -10,7 +11,7 @@ from typing import Final
 import msgspec
 
 from elemento_storage.durable import TEMPORARY_PREFIX, create, fsync_directory, fsync_file, replace
-from elemento_storage.engine.image_header import BadHeader, virtual_size
+from elemento_storage.engine.image_header import BadHeader, ImageHeader, Parent, read_header
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import (
     MARKER_SUFFIX,
@@ -26,6 +27,7 @@ from elemento_storage.model import (
 
 META_FILE: Final = "meta.json"
 ISOINFO_FILE: Final = "isoinfo.json"
+CLONES_FILE: Final = "elemento.has-clones"
 LOCK_PREFIX: Final = "elemento."
 LOCK_SUFFIX: Final = ".ignore"
 _LARGEST_META_BYTES: Final = 1 << 20
@@ -54,6 +56,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     claimed_id: str  #: ``volumeID`` in meta.json
     leftovers: bool  #: temporary files of a writer that died
     iso_identity: int | None = None  #: of the isoinfo.json of an ISO volume, as ``meta_identity``
+    parent_file: str = ""  #: the image that this one stands on, from the location's directory
 
 
 class _Sharing(msgspec.Struct):
@@ -104,12 +107,14 @@ def read_entry(
     if not stat.S_ISREG(data.st_mode):
         raise OddDirectory(f"{meta.format.data_file} is not a regular file")
     if meta.format is VolumeFormat.RBD:
-        size_bytes = int(meta.size or 0)
+        header = ImageHeader(int(meta.size or 0))
     else:
         try:
-            size_bytes = virtual_size(data_path, meta.format, data.st_size)
+            header = read_header(data_path, meta.format, data.st_size)
         except BadHeader as error:
             raise OddDirectory(f"{meta.format.data_file} cannot be used: {error}") from error
+        if header.parent is not None:
+            _require_parent(location_path, header.parent)
 
     iso, iso_identity = None, None
     if meta.format is VolumeFormat.ISO and ISOINFO_FILE in names:
@@ -119,7 +124,7 @@ def read_entry(
             meta=meta,
             volume_id=volume_id,
             location=location_name,
-            size_bytes=size_bytes,
+            size_bytes=header.size_bytes,
             allocated_bytes=min(data.st_size, data.st_blocks * 512),
             modified_ns=data.st_mtime_ns,
             iso=iso,
@@ -128,6 +133,8 @@ def read_entry(
             markers=tuple(sorted(markers)),
             exported=any_fresh(directory, markers, lease_s),
             meta_digest=_digest(content),
+            parent=header.parent.volume_id if header.parent else None,
+            has_clones=CLONES_FILE in names,
         ),
         directory_mtime_ns=believable(directory_status.st_mtime_ns),
         meta_identity=meta_identity,
@@ -135,6 +142,7 @@ def read_entry(
         claimed_id=meta.volume_id,
         leftovers=leftovers,
         iso_identity=iso_identity,
+        parent_file=_parent_file(header),
     )
 
 
@@ -154,6 +162,9 @@ def refresh_entry(entry: Entry, location_path: str, *, lease_s: float, location_
         iso_identity = entry.iso_identity
         if iso_identity is not None:
             iso_identity = _identity(os.stat(f"{directory}/{ISOINFO_FILE}", dir_fd=at, follow_symlinks=False))
+        if entry.parent_file:
+            # It is the one thing that can go missing without a trace in this directory.
+            os.stat(entry.parent_file if at is not None else f"{location_path}/{entry.parent_file}", dir_fd=at)
     except FileNotFoundError:
         return read_entry(location_path, volume.location, volume.volume_id, lease_s=lease_s)
     allocated_bytes = min(data.st_size, data.st_blocks * 512)
@@ -181,6 +192,17 @@ def refresh_entry(entry: Entry, location_path: str, *, lease_s: float, location_
 def believable(mtime_ns: int) -> int:
     """A directory's mtime if it is old enough to prove that nothing changed since, else 0."""
     return mtime_ns if time.time_ns() - mtime_ns > RACY_NS else 0
+
+
+def _parent_file(header: ImageHeader) -> str:
+    return header.parent.backing_file.removeprefix("../") if header.parent else ""
+
+
+def _require_parent(location_path: str, parent: Parent) -> None:
+    try:
+        os.lstat(f"{location_path}/{parent.backing_file.removeprefix('../')}")
+    except FileNotFoundError:
+        raise OddDirectory(f"it stands on volume {parent.volume_id}, which is not here") from None
 
 
 def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: float) -> bool:
@@ -220,22 +242,25 @@ def finish_staging(
     fsync_directory(staging)
     reached("create.staged")
     data = os.lstat(image)
+    header = read_header(image, meta.format, data.st_size)
     return Entry(
         volume=Volume(
             meta=meta,
             volume_id=meta.volume_id,
             location=location_name,
-            size_bytes=virtual_size(image, meta.format, data.st_size),
+            size_bytes=header.size_bytes,
             allocated_bytes=min(data.st_size, data.st_blocks * 512),
             modified_ns=data.st_mtime_ns,
             iso=decode_iso_info(files[ISOINFO_FILE]) if files and ISOINFO_FILE in files else None,
             meta_digest=_digest(content),
+            parent=header.parent.volume_id if header.parent else None,
         ),
         directory_mtime_ns=0,
         meta_identity=0,
         claimed_bytes=None if meta.size is None else int(meta.size),
         claimed_id=meta.volume_id,
         leftovers=False,
+        parent_file=_parent_file(header),
     )
 
 
@@ -263,7 +288,7 @@ def take_back(staging: str, location_path: str, volume_id: str) -> None:
 def image_size(directory: str, image_format: VolumeFormat) -> int:
     """The virtual size that a file image says. Blocks. Raises BadHeader, OSError."""
     path = f"{directory}/{image_format.data_file}"
-    return virtual_size(path, image_format, os.lstat(path).st_size)
+    return read_header(path, image_format, os.lstat(path).st_size).size_bytes
 
 
 def read_format(directory: str) -> VolumeFormat:
@@ -292,6 +317,21 @@ def rewrite_meta(directory: str, changes: Mapping[str, object]) -> None:
     rewritten = msgspec.json.encode(values)
     _meta_decoder.decode(rewritten)
     replace(f"{directory}/{META_FILE}", rewritten)
+
+
+def mark_as_parent(directory: str) -> None:
+    """Note durably that linked clones of the volume may exist. Only under its guard. Blocks."""
+    path = f"{directory}/{CLONES_FILE}"
+    with contextlib.suppress(FileExistsError):
+        create(path, b"", sync=True)
+    fsync_directory(directory)
+
+
+def unmark_as_parent(directory: str) -> None:
+    """Note that there are none any more. Only under its guard. Blocks."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory}/{CLONES_FILE}")
+    fsync_directory(directory)
 
 
 def _read_small(directory: str, name: str) -> tuple[bytes, int]:
@@ -323,6 +363,14 @@ def _is_shared(directory: str, lock_name: str) -> bool:
         return True  # it is gone again
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return False
+
+
+def read_isoinfo(directory: str) -> bytes | None:
+    """What a volume's isoinfo.json holds; None when it has none that can be read. Blocks. Raises OSError."""
+    try:
+        return _read_small(directory, ISOINFO_FILE)[0]
+    except OddDirectory:
+        return None
 
 
 def _digest(content: bytes) -> str:

@@ -25,10 +25,16 @@ class BlockNode:
     layers: Sequence[Mapping[str, object]]
     read_only: bool
     lock_path: str | None = None  #: a file that has to be locked before, because QEMU does not lock it well enough
+    below_paths: tuple[str, ...] = ()  #: the same, of files that are only read and that nobody may write to
+    problem: str = ""  #: why it cannot be opened, known before QEMU is asked
 
 
-def file_node(path: str, image_format: VolumeFormat, *, read_only: bool) -> BlockNode:
-    """An image in a file.
+def file_node(
+    path: str, image_format: VolumeFormat, *, read_only: bool, below: Sequence[tuple[str, VolumeFormat]] = ()
+) -> BlockNode:
+    """An image in a file, and the paths and formats of the images it stands on, nearest first.
+
+    What an image stands on is said here, and never looked up in its header.
 
     A qcow2 image is locked by QEMU itself; for a raw one see ``image_lock``. Writes go through the page cache, so that
     what a guest was told is written survives the end of the daemon; a guest's flush is an fdatasync. (A qcow2 cluster's
@@ -38,24 +44,44 @@ def file_node(path: str, image_format: VolumeFormat, *, read_only: bool) -> Bloc
     (NBD, 4 KiB: 1.5 to 4 times the reads of threads; ``python -m bench.byhand``.) ``cache.direct`` would go to the disk
     for every read, a tenth of the reads at depth 1, and a host that dies loses what was not flushed all the same.
     """
+    layers: list[dict[str, object]] = []
+    lower: str | None = None
+    for depth, (lower_path, lower_format) in reversed(list(enumerate(below, 1))):
+        name, file_name = f"below-{depth}", f"below-{depth}-file"
+        layers.append(_file(file_name, lower_path, locking=False, read_only=True))
+        layers.append(_image(name, file_name, lower_format, lower, read_only=True))
+        lower = name
     is_raw = image_format is not VolumeFormat.QCOW2
-    file: dict[str, object] = {
+    layers.append(_file(_FILE_NODE, path, locking=not is_raw, read_only=read_only))
+    layers.append(_image(VOLUME_NODE, _FILE_NODE, image_format, lower, read_only=read_only))
+    return BlockNode(tuple(layers), read_only, path if is_raw else None, tuple(one for one, _ in below))
+
+
+def _file(name: str, path: str, *, locking: bool, read_only: bool) -> dict[str, object]:
+    return {
         "driver": "file",
-        "node-name": _FILE_NODE,
+        "node-name": name,
         "filename": path,
-        "locking": "off" if is_raw else "on",
+        "locking": "on" if locking else "off",
         "discard": "unmap",
         "aio": "io_uring" if has_io_uring() else "threads",
         "read-only": read_only,
     }
-    volume: dict[str, object] = {
-        "driver": "raw" if is_raw else "qcow2",
-        "node-name": VOLUME_NODE,
-        "file": _FILE_NODE,
+
+
+def _image(
+    name: str, file_name: str, image_format: VolumeFormat, lower: str | None, *, read_only: bool
+) -> dict[str, object]:
+    image: dict[str, object] = {
+        "driver": "qcow2" if image_format is VolumeFormat.QCOW2 else "raw",
+        "node-name": name,
+        "file": file_name,
         "discard": "unmap",
         "read-only": read_only,
     }
-    return BlockNode((file, volume), read_only, path if is_raw else None)
+    if image_format is VolumeFormat.QCOW2:
+        image["backing"] = lower
+    return image
 
 
 @functools.cache

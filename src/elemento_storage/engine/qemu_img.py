@@ -13,13 +13,14 @@ from typing import Any, Final
 import msgspec
 
 from elemento_storage import process
+from elemento_storage.engine.image_header import Parent
 from elemento_storage.errors import NoRoom, ToolFailed, ToolMissing
 from elemento_storage.model import Preallocation, VolumeFormat
 
 _QUICK = process.Limits(timeout_s=60, address_space_bytes=2 * 2**30, cpu_s=60)
 _CHECK = process.Limits(timeout_s=300, address_space_bytes=4 * 2**30)
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_WORDS: Final = ("No space left on device", "Disk quota exceeded", "File too large", "image size is too large")
+_FULL_WORDS: Final = ("no space left on device", "disk quota exceeded", "file too large", "image size is too large")
 _PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
 
@@ -74,6 +75,15 @@ async def create(
         process.Limits(timeout_s=timeout_s),
         cancel=cancel,
     )
+
+
+async def create_overlay(path: str, parent: Parent, size_bytes: int) -> None:
+    """Create a qcow2 image that stands on another volume's and holds nothing yet. Raises ToolFailed.
+
+    ``-u``: the image's directory is not yet beside the parent's, so QEMU does not find it from here.
+    """
+    backing = ("-u", "-b", parent.backing_file, "-F", parent.format.value)
+    await process.run([find(), "create", "-q", "-f", "qcow2", *backing, "--", path, str(size_bytes)], _QUICK)
 
 
 async def grow(path: str, image_format: VolumeFormat, size_bytes: int) -> None:
@@ -157,6 +167,7 @@ def full_is_no_room() -> Iterator[None]:
             raise NoRoom(f"the file system refuses more data: {error.strerror}") from error
         raise
     except ToolFailed as error:
-        if any(words in error.stderr for words in _FULL_WORDS):
+        said = error.stderr.lower()
+        if any(words in said for words in _FULL_WORDS):
             raise NoRoom("the file system ran full in the middle; nothing was changed") from error
         raise

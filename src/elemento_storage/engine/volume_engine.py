@@ -34,7 +34,7 @@ from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode, nbd_layer
 from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.engine.nbd_probe import NbdAnswer, probe_greeting, probe_nbd
 from elemento_storage.engine.storage_daemon import StorageDaemon
-from elemento_storage.errors import ExportFailed
+from elemento_storage.errors import ExportFailed, ImageDamaged
 
 _FIXED_NODE: Final = "fixed"
 _VIEW_EXPORT: Final = "view"
@@ -146,6 +146,8 @@ class VolumeEngine:
         """Have the daemon running with the volume open. Raises ImageInUse, ImageDamaged, ExportFailed."""
         if self.daemon.pid is not None:
             return
+        if source.node.problem:
+            raise ImageDamaged(source.node.problem)
         os.makedirs(f"{self.directory}/bridge", mode=0o700, exist_ok=True)
         await self._bridge.stop()  # what it was a client of is gone
         await self._unmount_views()
@@ -153,14 +155,16 @@ class VolumeEngine:
         throttles = [throttle_layer(node, f"{node}-group", read_only=source.node.read_only) for node in limit_nodes]
         groups = [{"qom-type": "throttle-group", "id": f"{node}-group"} for node in limit_nodes]
         node = replace(source.node, layers=(*source.node.layers, *throttles))
-        if node.lock_path is None:
-            await self.daemon.start(node, groups)
-            return
-        lock = await source.disk.run(lock_image, node.lock_path, read_only=node.read_only)
+        locks: list[int] = []
         try:
-            await self.daemon.start(node, groups, inherit=(lock,))
+            if node.lock_path is not None:
+                locks.append(await source.disk.run(lock_image, node.lock_path, read_only=node.read_only))
+            for path in node.below_paths:
+                locks.append(await source.disk.run(lock_image, path, read_only=True))  # noqa: PERF401  one may fail
+            await self.daemon.start(node, groups, inherit=tuple(locks))
         finally:
-            os.close(lock)
+            for lock in locks:
+                os.close(lock)
 
     async def stop(self) -> None:
         """End everything and leave nothing."""

@@ -10,6 +10,7 @@ import os
 
 from elemento_storage.catalog.bin import move_file_to_trash
 from elemento_storage.catalog.catalog import Held
+from elemento_storage.catalog.linked_clones import allocated_bytes, require_no_clones
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.locks import LockRecord, remove_lock
 from elemento_storage.catalog.placement import read_space
@@ -71,20 +72,22 @@ class Converting:
         if volume.meta.format not in converts or target not in converts:
             raise FormatUnsupported(f"a {volume.meta.format} volume cannot be converted to {target}")
         await self._core.markers.require_unexported(held)
+        await require_no_clones(held)
         if await held.place.disk.run(os.path.lexists, f"{held.place.directory}/{target.data_file}"):
             raise Conflict(
                 f"the volume's directory holds a {target.data_file} that is not part of it: move it away first",
                 volume_id=volume.volume_id,
             )
+        needed_bytes = allocated_bytes(held.location, volume)
         space = await held.place.disk.run(read_space, held.location.path)
-        if volume.allocated_bytes > space.free_bytes:
-            await self._catalog.bin.make_room(held.location, volume.allocated_bytes - space.free_bytes)
+        if needed_bytes > space.free_bytes:
+            await self._catalog.bin.make_room(held.location, needed_bytes - space.free_bytes)
             space = await held.place.disk.run(read_space, held.location.path)
-        if volume.allocated_bytes > space.free_bytes:
+        if needed_bytes > space.free_bytes:
             raise no_room(
                 {
                     held.location.name: f"the file system has {space.free_bytes} bytes free and both copies "
-                    f"are needed for a moment: {volume.allocated_bytes}"
+                    f"are needed for a moment: {needed_bytes}"
                 }
             )
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from elemento_storage.catalog.catalog import Catalog
-from elemento_storage.catalog.location import differs
+from elemento_storage.catalog.linked_clones import ancestors
+from elemento_storage.catalog.location import Location, differs
 from elemento_storage.config import Settings
 from elemento_storage.errors import FormatUnsupported
 from elemento_storage.feed import Feed
@@ -12,7 +13,7 @@ from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.access import audience
 from elemento_storage.service.export_markers import ExportMarkers
-from elemento_storage.stores.base import Store
+from elemento_storage.stores.base import Image, Store
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Core:
             return self.stores[image_format]
         except KeyError:
             raise FormatUnsupported(f"this server does not keep {image_format} volumes") from None
+
+    def image(self, location: Location, volume: Volume) -> Image:
+        """A volume's image with all that it stands on. Raises ImageDamaged when some of that is missing."""
+        below = (Image(location.place(one.volume_id), one.meta.format) for one in ancestors(location, volume))
+        return Image(location.place(volume.volume_id), volume.meta.format, tuple(below))
 
 
 def announce(feed: Feed, before: Volume | None, after: Volume | None) -> None:

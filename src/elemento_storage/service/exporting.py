@@ -17,10 +17,12 @@ from typing import Final
 import msgspec
 
 from elemento_storage.catalog.catalog import Held
+from elemento_storage.catalog.linked_clones import require_no_clones
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.markers import remove_marker, write_marker
 from elemento_storage.engine import qemu_img
+from elemento_storage.engine.block_node import BlockNode
 from elemento_storage.engine.volume_engine import Source
 from elemento_storage.errors import (
     ExportDiffers,
@@ -131,13 +133,20 @@ class Exporting:
                     require_one_path(record, own)
                     require_shared_limits(record, own)
                     await self.check_image(held, own)
-                    await self.add(held, own, record)
+                    await self.add(await self._for(record, held), own, record)
                 finally:
                     self._ports_in_hand.discard(record.port)
                 known = Marker(marker_name(client, volume_id), client, record, fresh=True)
             volume = await held.reload()
             assert known.record is not None
             return self.view(volume, known)
+
+    async def _for(self, record: ExportRecord, held: Held) -> Held:
+        """The volume as it is to be served; what linked clones stand on, to nobody who could write."""
+        if record.readonly:
+            return held
+        await require_no_clones(held)
+        return replace(held, volume=await held.reload()) if held.volume.has_clones else held
 
     async def _set_limits(
         self, held: Held, own: Sequence[ExportRecord], record: ExportRecord, limits: Limits
@@ -393,12 +402,18 @@ class Exporting:
 def source_of(core: Core, location: Location, volume: Volume) -> Source:
     """A volume as its engine needs it."""
     place, image_format = location.place(volume.volume_id), volume.meta.format
-    read_only = volume.meta.readonly or image_format is VolumeFormat.ISO
+    # What linked clones stand on is not even opened for writing.
+    is_parent = volume.has_clones or volume.volume_id in location.children
+    read_only = volume.meta.readonly or image_format is VolumeFormat.ISO or is_parent
     store = core.store(image_format)
+    try:
+        node = store.node(place, image_format, read_only=read_only, below=core.image(location, volume).below)
+    except ImageDamaged as error:
+        node = BlockNode((), read_only, problem=error.message)
     return Source(
         volume_id=volume.volume_id,
         directory=place.directory,
-        node=store.node(place, image_format, read_only=read_only),
+        node=node,
         plain_file=store.plain_file(place, image_format),
         size_bytes=volume.size_bytes,
         disk=place.disk,

@@ -4,6 +4,7 @@ The image grows first, meta.json follows: the image's word counts, so a crash in
 """
 
 from elemento_storage.catalog.catalog import Held
+from elemento_storage.catalog.linked_clones import require_no_clones
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.locks import LockRecord, remove_lock
 from elemento_storage.catalog.room import Demand
@@ -35,6 +36,7 @@ class Resizing:
                 if not self._is_to_grow(held, size_bytes):
                     return held.volume
                 await self._exporting.require_growable(held)
+                await require_no_clones(held)
                 lock = await operation.lock_volume(held, PURPOSE, actor.client, {"size": size_bytes})
             demand = Demand(volume_id, size_bytes, new_volume=False)
             reservation = await self._catalog.room.reserve_in(held.location, demand)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from elemento_storage.service.clone import Cloning
 from elemento_storage.service.cloud_metadata import CloudMetadata
 from elemento_storage.service.convert import Converting
 from elemento_storage.service.core import Core
@@ -12,6 +13,7 @@ from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
+from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.volumes import Volumes
 
@@ -27,6 +29,8 @@ class Services:
     volumes: Volumes
     resizing: Resizing
     converting: Converting
+    cloning: Cloning
+    replacing: ReplacingImages
     intake: Intake
     downloading: Downloading
     exporting: Exporting

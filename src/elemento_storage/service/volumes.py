@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from elemento_storage.catalog import bin as recycle_bin
 from elemento_storage.catalog.bin import BinEntry
+from elemento_storage.catalog.linked_clones import require_no_clones
 from elemento_storage.catalog.location import BIN_DIRECTORY, Location
 from elemento_storage.catalog.locations import os_errors, require_writable
 from elemento_storage.catalog.room import Demand
@@ -76,6 +77,8 @@ class Volumes:
                 await self._core.markers.require_unexported_to_others(held)
             if "readonly" in different:
                 await self._core.markers.require_unexported(held)  # its engine has it open the other way
+            if different.get("readonly") is False:
+                await require_no_clones(held)
             if different:
                 await held.place.disk.run(rewrite_meta, held.place.directory, different)
                 reached("update.durable")
@@ -86,6 +89,7 @@ class Volumes:
         async with self._catalog.hold(volume_id, actor.require_change) as held:
             if new_owner != held.volume.meta.creator_id:
                 await self._core.markers.require_unexported(held)
+                await require_no_clones(held)
             await held.place.disk.run(rewrite_meta, held.place.directory, {"creatorID": new_owner})
             reached("transfer.durable")
             return await held.reload()
@@ -96,6 +100,7 @@ class Volumes:
         """Move the volume into its location's bin. Raises VolumeExported, VolumeLocked …"""
         async with self._catalog.hold(volume_id, actor.require_change) as held:
             await self._core.markers.require_unexported(held)
+            await require_no_clones(held)
             location = held.location
             await location.disk.run(recycle_bin.move_in, location.path, volume_id)
             location.forget(volume_id)

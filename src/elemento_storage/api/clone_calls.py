@@ -1,0 +1,107 @@
+"""The calls about clones and about giving a volume another image (contract, section 6)."""
+
+from typing import Any
+
+from elemento_storage.api.call import Call, Context, Kind
+from elemento_storage.api.clone_schemas import CloneRequest, OwnVolumeAnswer, OwnVolumeRequest
+from elemento_storage.api.decode import checked_name
+from elemento_storage.api.schemas import CreateAnswer
+from elemento_storage.errors import (
+    FormatUnsupported,
+    HasClones,
+    ImageDamaged,
+    ImageInUse,
+    InvalidValue,
+    JobCancelled,
+    KeyReused,
+    LocationNotFound,
+    NoFirstState,
+    NoRoom,
+    NotClonable,
+    NotLinkable,
+    NotOwner,
+    VolumeExported,
+    VolumeLocked,
+    VolumeNotFound,
+    VolumeWaiting,
+)
+from elemento_storage.model import GIGABYTE, Volume
+from elemento_storage.service.clone import NewClone
+from elemento_storage.service.idempotency import derive_uid
+
+
+async def clone(ctx: Context, request: CloneRequest) -> CreateAnswer:
+    """Make a new volume that holds what another one holds now. The caller owns it.
+
+    `linked` makes one that stands on its source and takes room for nothing but what differs. Until it is made
+    independent (`overlay/compact`) or gone, its source cannot be changed or destroyed.
+    """
+    spec = NewClone(
+        creator_id=request.creator_id,
+        name=None if request.name is None else checked_name(request.name),
+        private=request.private,
+        format=request.format,
+        location=request.location,
+        linked=request.linked,
+        volume_id=derive_uid(ctx.seed, 0) if ctx.seed else None,
+    )
+    actor = ctx.actor(request.creator_id)
+    return _create_answer(await ctx.services.cloning.clone(actor, request.volume_id, spec, ctx.progress))
+
+
+def _create_answer(volume: Volume) -> CreateAnswer:
+    meta = volume.meta
+    whole, rest = divmod(volume.size_bytes, GIGABYTE)
+    return CreateAnswer(
+        alg=meta.alg,
+        bootable=meta.bootable,
+        bus=meta.bus,
+        clonable=meta.clonable,
+        creator_id=meta.creator_id,
+        img_format=meta.format,
+        name=meta.name,
+        private=meta.private,
+        readonly=meta.readonly,
+        shareable=meta.shareable,
+        size=volume.size_bytes / GIGABYTE if rest else whole,
+        vid=volume.volume_id,
+    )
+
+
+async def compact(ctx: Context, request: OwnVolumeRequest) -> OwnVolumeAnswer:
+    """Make a linked clone independent of the volume it stands on. Any other volume is independent already."""
+    actor = ctx.actor(request.creator_id)
+    return _own(await ctx.services.replacing.compact(actor, request.vid, ctx.progress))
+
+
+async def reset(ctx: Context, request: OwnVolumeRequest) -> OwnVolumeAnswer:
+    """Throw away what a volume holds: it is empty afterwards, a linked clone again what its source is."""
+    actor = ctx.actor(request.creator_id)
+    return _own(await ctx.services.replacing.reset(actor, request.vid, ctx.progress))
+
+
+def _own(volume: Volume) -> OwnVolumeAnswer:
+    return OwnVolumeAnswer(vid=volume.volume_id, creator_id=volume.meta.creator_id)
+
+
+_CHANGE = (
+    *(VolumeNotFound, InvalidValue, NotOwner, VolumeLocked, VolumeExported, ImageInUse, ImageDamaged),
+    *(HasClones, NoRoom, JobCancelled),
+)
+
+CLONE_CALLS: tuple[Call[Any], ...] = (
+    Call(
+        "clone",
+        CloneRequest,
+        CreateAnswer,
+        clone,
+        Kind.LONG,
+        (
+            *(VolumeNotFound, InvalidValue, VolumeLocked, VolumeExported, ImageInUse, ImageDamaged, NotClonable),
+            *(NotLinkable, FormatUnsupported, VolumeWaiting, LocationNotFound, NoRoom, JobCancelled, KeyReused),
+        ),
+        creates=True,
+    ),
+    Call("overlay/compact", OwnVolumeRequest, OwnVolumeAnswer, compact, Kind.LONG, _CHANGE),
+    Call("reset", OwnVolumeRequest, OwnVolumeAnswer, reset, Kind.LONG, (*_CHANGE, NoFirstState, FormatUnsupported)),
+)
