@@ -102,6 +102,9 @@ class Settings:
     download_deny: str = _setting("", "networks never to fetch from, such as 10.0.0.0/8")
     download_stall: float = _setting(30.0, "a connection that brings nothing for so long is given up for another")
     longest_chain: int = _setting(8, "how many volumes a linked clone may stand on, each on the next")
+    reader_stall: float = _setting(
+        60.0, "a client that takes less than 1 MiB of a download while the server waits this long is hung up on"
+    )
     max_body: int = _setting(1_048_576, "bytes of a JSON request body at the most")
     log_level: str = _setting("info", "debug, info, warning or error")
 
@@ -216,7 +219,8 @@ def _validate(settings: Settings) -> None:
     for name in ("search_depth", "overcommit", "bin_retention", "image_max_size"):
         if not getattr(settings, name) >= 0:
             raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")
-    for name in ("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", "download_stall", "max_body"):
+    stalls = ("download_stall", "reader_stall")
+    for name in ("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", *stalls, "max_body"):
         if not getattr(settings, name) > 0:
             raise ConfigurationError(f"{name.replace('_', '-')} has to be greater than 0")
     if settings.heartbeat * 3 > settings.lease:

@@ -13,6 +13,7 @@ people and says what to do next.
     ├─ NotFound              no such volume, location, job or route
     ├─ Conflict              the state of the volume forbids it
     ├─ PreconditionFailed    If-Match did not match
+    ├─ RangeNotSatisfiable   the bytes that were asked for are not there
     ├─ KeyReused             an Idempotency-Key was used for another body
     ├─ VolumeLocked          another operation holds the volume
     ├─ Unavailable           a location or a server does not answer; try again
@@ -279,6 +280,12 @@ class ChecksumMismatch(Conflict):
     code = "checksum-mismatch"
 
 
+class ImageChanged(Conflict):
+    """Somebody wrote to the image while it was read, past all locks; what was read is worth nothing."""
+
+    code = "image-changed"
+
+
 class MigrationConflict(Conflict):
     """The migration's state, or the volume's, forbids the step."""
 
@@ -301,6 +308,12 @@ class PreconditionFailed(StorageError):
     """If-Match named another state of the volume."""
 
     code = "precondition-failed"
+
+
+class RangeNotSatisfiable(StorageError):
+    """None of the bytes that ``Range`` names are there, or it names too many ranges; ``size`` is how many there are."""
+
+    code = "range-not-satisfiable"
 
 
 class KeyReused(StorageError):

@@ -50,6 +50,7 @@ from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
 from elemento_storage.service.tokens import TokenStore
+from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
 from elemento_storage.stores.base import Store
 from elemento_storage.stores.directory import DirectoryStore
@@ -94,6 +95,7 @@ class Server:
             replacing=ReplacingImages(core),
             intake=intake,
             downloading=Downloading(core, intake, creating),
+            data=VolumeData(core),
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
@@ -144,6 +146,7 @@ class Server:
             self.settings.root,
             time.monotonic() - started,
         )
+        await self.services.data.sessions.start()
         self.reconciler.start()
         self.services.migrating.start()
         try:
@@ -155,6 +158,7 @@ class Server:
         """Roll back what runs, leave the locations."""
         self.api.stopping.set()
         await self.services.core.jobs.stop(_STOP_GRACE_S)
+        await self.services.data.sessions.close()
         await self.services.migrating.stop()
         await self.reconciler.stop()
         await self.catalog.stop()

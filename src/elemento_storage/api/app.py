@@ -17,6 +17,7 @@ from elemento_storage.api.auth import Authenticator
 from elemento_storage.api.body import read_json
 from elemento_storage.api.call import Call, Context, Kind, Reply, idempotency_key, idempotency_scope
 from elemento_storage.api.clone_calls import CLONE_CALLS
+from elemento_storage.api.data_routes import DATA_ROUTES
 from elemento_storage.api.decode import decode, ignored_keys, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
@@ -25,7 +26,7 @@ from elemento_storage.api.iso_calls import ISO_CALLS
 from elemento_storage.api.metadata_routes import METADATA_ROUTES
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
-from elemento_storage.api.route import Exchange, Routes
+from elemento_storage.api.route import Exchange, Routes, prefers_async
 from elemento_storage.api.server_calls import SERVER_CALLS
 from elemento_storage.api.stream_routes import STREAM_ROUTES
 from elemento_storage.api.volume_calls import VOLUME_CALLS
@@ -33,6 +34,7 @@ from elemento_storage.disk import within
 from elemento_storage.errors import (
     JobNotFound,
     MethodNotAllowed,
+    RangeNotSatisfiable,
     RouteNotFound,
     Unavailable,
     VolumeLocked,
@@ -53,7 +55,7 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *MIGRATION_CALLS,
     *SERVER_CALLS,
 )
-ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES))
+ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES, *DATA_ROUTES))
 _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")
 _JSON: Final = "application/json"
@@ -103,6 +105,8 @@ class Api:
             headers["Retry-After"] = "1"
         elif isinstance(error, MethodNotAllowed):
             headers["Allow"] = str(error.details["allowed"])
+        elif isinstance(error, RangeNotSatisfiable):
+            headers["Content-Range"] = f"bytes */{error.details['size']}"
         return Response(schemas.encode(body), status, headers, _JSON)
 
     def _add_progress(self, error: VolumeLocked) -> None:
@@ -180,7 +184,7 @@ class Api:
                 raise self._too_slow("nothing was changed") from None
         key = idempotency_key(request.headers) if call.creates else None
         work = self._work(ctx, call, decoded, key, body)
-        if call.kind is Kind.LONG and _prefers_async(request):
+        if call.kind is Kind.LONG and prefers_async(request):
             job = self._start_job(ctx, call, decoded, work)
             address = f"{_BASE}/jobs/{job.job_id}"
             headers = {"Location": address, "Preference-Applied": "respond-async", **ignored_keys(ctx.ignored)}
@@ -255,8 +259,3 @@ def _no_route(request: Request) -> RouteNotFound:
 def _require_method(request: Request, allowed: str) -> None:
     if request.method not in allowed.split(", "):
         raise MethodNotAllowed(f"{request.method} is not allowed here, use {allowed}", allowed=allowed)
-
-
-def _prefers_async(request: Request) -> bool:
-    preferences = request.headers.get("prefer", "").lower().split(",")
-    return any(preference.strip().startswith("respond-async") for preference in preferences)

@@ -5,6 +5,8 @@ from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from elemento_storage.api.wire import EXTENSION, Wire
+
 _MOST_HEAD_BYTES: Final = 512 * 1024  # one read of the transport may hold that much of a body as well
 _MOST_HELD_BYTES: Final = 64 * 1024
 
@@ -28,7 +30,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:  # the application's task has not begun yet: it will find this in its scope
+            extensions: dict[str, Any] = {EXTENSION: Wire(self.cycle, self.transport)}
+            self.cycle.scope["extensions"] = extensions
 
     def on_message_complete(self) -> None:
         self._in_head, self._head_bytes = True, 0

@@ -19,6 +19,7 @@ STATUS_OF_FAMILY: Mapping[type[StorageError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.PreconditionFailed: 412,
+    errors.RangeNotSatisfiable: 416,
     errors.KeyReused: 422,
     errors.VolumeLocked: 423,
     errors.Unavailable: 503,

@@ -82,6 +82,12 @@ class Route:
         return self.handle.__doc__ or ""
 
 
+def prefers_async(request: Request) -> bool:
+    """Whether the caller would rather have the job's address than wait for its end (RFC 7240)."""
+    preferences = request.headers.get("prefer", "").lower().split(",")
+    return any(preference.strip().startswith("respond-async") for preference in preferences)
+
+
 @dataclass(frozen=True)
 class Routes:
     """All routes, found by path and method."""

@@ -117,6 +117,7 @@ class Catalog:
         self.room = Room(settings, self.server_id, self.locations, self.bin)
         self.resolvers: dict[str, Resolver] = {}  #: purpose of a lock file → what to do when its server died
         self.abandoned: dict[str, Resolver] = {}  #: the same for one in a staging directory, which is about to go
+        self.idle_readers: dict[str, Callable[[], Awaitable[None]]] = {}  #: what ends a session that nobody reads in
         self.active_operations: set[str] = set()  #: operations under way here that hold a lock file
         self._settings = settings
         self._one_at_a_time = KeyedLocks()
@@ -250,6 +251,8 @@ class Catalog:
         caller changes nothing that a reader would see, so those who read may stay. Raises VolumeNotFound, VolumeLocked,
         LocationUnavailable, and what ``check`` raises.
         """
+        if not sharing and (dismiss := self.idle_readers.get(volume_id)) is not None:
+            await dismiss()
         async with self._one_at_a_time.hold(volume_id):
             location, volume = await self.find(volume_id, check)
             require_writable(location)

@@ -35,6 +35,7 @@ STAGING_DIRECTORY: Final = f"{WORK_DIRECTORY}/staging"
 NOT_READ_YET: Final = "it was not read yet"
 TRASH_DIRECTORY: Final = f"{WORK_DIRECTORY}/trash"
 _GOODBYE_S: Final = 1.0
+_STREAM_THREADS: Final = 8
 _STILL_FRESH_S: Final = 1.0
 _SWEEP_SHARE: Final = 20  # sweeping takes at most 1/20 of the time
 
@@ -93,6 +94,7 @@ class Location:
         self.placement = asyncio.Lock()
         self.disk = Disk(found.name)
         self.pulse = Disk(f"{found.name}-pulse", threads=1)  #: signs of life, however busy the others are
+        self.streams = Disk(f"{found.name}-streams", threads=_STREAM_THREADS)  #: what reads or writes images at length
         self.dustman = Disk(f"{found.name}-dustman", threads=1)  #: deleting may take long
         self.emptying: set[str] = set()  #: paths in the trash that are being deleted
         self.tending: asyncio.Task[SweepReport] | None = None
@@ -296,7 +298,7 @@ class Location:
             with contextlib.suppress(OSError):
                 await within(_GOODBYE_S, self.pulse.run(self.presence.leave))
             self.presence = None
-        for disk in (self.disk, self.pulse, self.dustman):
+        for disk in (self.disk, self.pulse, self.streams, self.dustman):
             disk.close()
 
 

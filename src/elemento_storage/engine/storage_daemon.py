@@ -65,7 +65,7 @@ class StorageDaemon:
 
         Raises ImageInUse, ImageDamaged, ExportFailed, ToolMissing.
         """
-        program = await _safe_program()
+        program = await safe_program()
         await self._hang_up()
         for name in (self._monitor, self._log_file):
             with contextlib.suppress(FileNotFoundError):
@@ -283,7 +283,7 @@ class StorageDaemon:
                 raise
 
 
-async def _safe_program() -> str:
+async def safe_program() -> str:
     """The path of qemu-storage-daemon. Raises ToolMissing, ExportFailed for a version that is known to lose data."""
     path = shutil.which("qemu-storage-daemon")
     if path is None:

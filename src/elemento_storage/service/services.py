@@ -15,6 +15,7 @@ from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
+from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
 
 
@@ -33,6 +34,7 @@ class Services:
     replacing: ReplacingImages
     intake: Intake
     downloading: Downloading
+    data: VolumeData
     exporting: Exporting
     migrating: Migrating
     idempotency: IdempotencyKeys
