@@ -43,11 +43,13 @@ def create(path: str, content: bytes, *, mode: int = 0o644, sync: bool = False) 
         os.close(descriptor)
 
 
-def replace(path: str, content: bytes, *, mode: int = 0o644, made_in: str | None = None) -> None:
+def replace(
+    path: str, content: bytes, *, mode: int = 0o644, made_in: str | None = None, sync_name: bool = True
+) -> None:
     """Put ``content`` at ``path`` in one step: readers see the old bytes or the new ones, never a mixture.
 
     A file that is there already keeps its mode and owner. ``made_in`` is the directory for the temporary file, on the
-    same file system, where that is another than the file's own.
+    same file system, where that is another than the file's own. Without ``sync_name`` a power failure may take it back.
     """
     directory = os.path.dirname(path)
     temporary = f"{made_in or directory}/{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
@@ -62,7 +64,8 @@ def replace(path: str, content: bytes, *, mode: int = 0o644, made_in: str | None
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    fsync_directory(directory)
+    if sync_name:
+        fsync_directory(directory)
 
 
 def keep_owner_and_mode(old: str, new: str) -> None:

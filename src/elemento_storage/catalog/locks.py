@@ -65,11 +65,12 @@ def new_lock(
 
 
 def write_lock(directory: str, lock: LockRecord) -> None:
-    """Make the lock durable. Only under the volume's guard, with no lock there that excludes it. Blocks."""
+    """Make the lock durable, and a shared one visible. Only under the volume's guard, with no lock there that excludes it. Blocks."""
     path = f"{directory}/{lock.file_name}"
     try:
         # In one rename: half a lock file could be read by nobody, and would lock the volume for ever.
-        replace(path, msgspec.json.encode(lock) + b"\n")
+        # After a power failure nobody reads any more: then it does no harm if a reader's is gone, or is back.
+        replace(path, msgspec.json.encode(lock) + b"\n", sync_name=not lock.shared)
         reached("lock.written")
     except BaseException:
         with contextlib.suppress(OSError):
@@ -88,7 +89,8 @@ def remove_lock(directory: str, lock: LockRecord) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{directory}/{lock.file_name}")
     reached("lock.removed")
-    fsync_directory(directory)
+    if not lock.shared:
+        fsync_directory(directory)
 
 
 def read_lock(directory: str, name: str) -> LockRecord | None:
