@@ -43,6 +43,7 @@ from elemento_storage.service.downloads import Downloading
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.importing import Importing
 from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
@@ -93,6 +94,7 @@ class Server:
             converting=Converting(core),
             cloning=Cloning(core, creating),
             replacing=ReplacingImages(core),
+            importing=Importing(core, intake),
             intake=intake,
             downloading=Downloading(core, intake, creating),
             data=VolumeData(core),

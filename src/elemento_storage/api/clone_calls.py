@@ -1,33 +1,41 @@
-"""The calls about clones and about giving a volume another image (contract, section 6)."""
+"""The calls about clones, about giving a volume another image, and import (contract, section 6)."""
 
 from typing import Any
 
 from elemento_storage.api.call import Call, Context, Kind
-from elemento_storage.api.clone_schemas import CloneRequest, OwnVolumeAnswer, OwnVolumeRequest
+from elemento_storage.api.clone_schemas import CloneRequest, ImportRequest, OwnVolumeAnswer, OwnVolumeRequest
 from elemento_storage.api.decode import checked_name
 from elemento_storage.api.schemas import CreateAnswer
 from elemento_storage.errors import (
+    Conflict,
+    Forbidden,
     FormatUnsupported,
     HasClones,
     ImageDamaged,
     ImageInUse,
+    ImageRefused,
+    ImageTooLarge,
+    ImportNotFound,
     InvalidValue,
     JobCancelled,
     KeyReused,
     LocationNotFound,
     NoFirstState,
     NoRoom,
+    NotAnIso,
     NotClonable,
     NotLinkable,
     NotOwner,
+    VolumeExists,
     VolumeExported,
     VolumeLocked,
     VolumeNotFound,
     VolumeWaiting,
 )
-from elemento_storage.model import GIGABYTE, Volume
+from elemento_storage.model import GIGABYTE, Volume, VolumeFormat
 from elemento_storage.service.clone import NewClone
 from elemento_storage.service.idempotency import derive_uid
+from elemento_storage.service.importing import NewImport
 
 
 async def clone(ctx: Context, request: CloneRequest) -> CreateAnswer:
@@ -68,6 +76,25 @@ def _create_answer(volume: Volume) -> CreateAnswer:
     )
 
 
+async def import_(ctx: Context, request: ImportRequest) -> CreateAnswer:
+    """Make a volume of what lies in a location's directory `elemento-import`: a volume's directory, or an image.
+
+    It stays on its file system, nothing is copied, and it is gone from there afterwards.
+    """
+    spec = NewImport(
+        creator_id=request.creator_id,
+        path=request.path,
+        name=None if request.name is None else checked_name(request.name),
+        private=request.private,
+        bootable=request.bootable,
+        bus=request.bus,
+        format=None if request.format is None else VolumeFormat(request.format),
+        volume_id=derive_uid(ctx.seed, 0) if ctx.seed else None,
+    )
+    ctx.actor(request.creator_id)
+    return _create_answer(await ctx.services.importing.import_volume(spec, ctx.progress))
+
+
 async def compact(ctx: Context, request: OwnVolumeRequest) -> OwnVolumeAnswer:
     """Make a linked clone independent of the volume it stands on. Any other volume is independent already."""
     actor = ctx.actor(request.creator_id)
@@ -101,6 +128,28 @@ CLONE_CALLS: tuple[Call[Any], ...] = (
             *(NotLinkable, FormatUnsupported, VolumeWaiting, LocationNotFound, NoRoom, JobCancelled, KeyReused),
         ),
         creates=True,
+    ),
+    Call(
+        "import",
+        ImportRequest,
+        CreateAnswer,
+        import_,
+        Kind.LONG,
+        (
+            *(
+                Forbidden,
+                InvalidValue,
+                ImportNotFound,
+                Conflict,
+                FormatUnsupported,
+                ImageRefused,
+                ImageDamaged,
+                NotAnIso,
+            ),
+            *(ImageInUse, ImageTooLarge, VolumeExists, VolumeLocked, NoRoom, JobCancelled, KeyReused),
+        ),
+        creates=True,
+        admin_only=True,
     ),
     Call("overlay/compact", OwnVolumeRequest, OwnVolumeAnswer, compact, Kind.LONG, _CHANGE),
     Call("reset", OwnVolumeRequest, OwnVolumeAnswer, reset, Kind.LONG, (*_CHANGE, NoFirstState, FormatUnsupported)),

@@ -65,7 +65,10 @@ def new_lock(
 
 
 def write_lock(directory: str, lock: LockRecord) -> None:
-    """Make the lock durable, and a shared one visible. Only under the volume's guard, with no lock there that excludes it. Blocks."""
+    """Make the lock durable, and a shared one visible. Blocks.
+
+    Only under the volume's guard, with no lock there that excludes it.
+    """
     path = f"{directory}/{lock.file_name}"
     try:
         # In one rename: half a lock file could be read by nobody, and would lock the volume for ever.

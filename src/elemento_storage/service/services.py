@@ -10,6 +10,7 @@ from elemento_storage.service.create import Creating
 from elemento_storage.service.downloads import Downloading
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.idempotency import IdempotencyKeys
+from elemento_storage.service.importing import Importing
 from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
@@ -32,6 +33,7 @@ class Services:
     converting: Converting
     cloning: Cloning
     replacing: ReplacingImages
+    importing: Importing
     intake: Intake
     downloading: Downloading
     data: VolumeData
