@@ -38,7 +38,7 @@ def drop(running: LiveServer) -> Path:
 def put(drop: Path, name: str, image_format: str = "raw", size: str = "2M") -> Path:
     path = drop / name
     subprocess.run(["qemu-img", "create", "-q", "-f", image_format, path, size], check=True)
-    command = ["qemu-io", "-f", image_format, "-c", "write -P 5 131072 65536", path]
+    command = ["qemu-io", "-f", image_format, "-c", "write -P 5 131072 65536", str(path)]
     subprocess.run(command, check=True, capture_output=True)
     return path
 
