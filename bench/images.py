@@ -1,10 +1,13 @@
 """Images in and out. Each part is a function that gives rows; ``run`` puts them together."""
 
+import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +17,19 @@ from tests.live import LiveServer, free_port, make_location
 from bench.connection import Connection
 from bench.context import OWNER, Context, require_program, words
 from bench.measure import Row, Section, compare, figures, timed
+from elemento_storage.config import Settings
 from elemento_storage.durable import fsync_file
+from elemento_storage.images.incoming import Incoming
+from elemento_storage.model import VolumeFormat, new_uid
+from elemento_storage.progress import Progress
+from elemento_storage.server import Server
+from elemento_storage.service.access import INFRASTRUCTURE
 
 TITLE = "Images in and out"
 REMARKS = [
+    "*From the last byte to the volume*: the same image lies in its place already, as an upload leaves it; timed is "
+    "what makes a volume of it (`Intake.finish`: header, `qemu-img check`, conversion, sync, publication). The peer is "
+    "one qemu-img convert of the file, and fsync.",
     "*Import*: a compressed qcow2 image of a 2 GiB disk, half of it data that halves when it is compressed, from a web "
     "server on loopback (Python's, the same for both sides). Ours is `create/url`, until the volume is verified by its "
     "sha256, converted, synced and there. The peer fetches with curl, compares with sha256sum, converts with qemu-img "
@@ -35,12 +47,67 @@ _FLAGS = {
 
 def run(context: Context) -> Section:
     """All rows."""
-    return Section(TITLE, [*_import(context)], REMARKS)
+    image = _compressed_image(context.directory("web"))
+    return Section(TITLE, [*_finish(context, image), *_import(context, image)], REMARKS)
 
 
-def _import(context: Context) -> list[Row]:
-    directory = context.directory("web")
-    image = _compressed_image(directory)
+def _finish(context: Context, image: Path) -> list[Row]:
+    """What makes a volume of bytes that have arrived, beside qemu-img."""
+    root = context.directory("mnt-finish")
+    make_location(root)
+    peer = _Peer(context.directory("peer-finish"))
+    ours_s: list[float] = []
+    peer_s: dict[str, list[float]] = defaultdict(list)
+
+    def theirs(name: str) -> None:
+        _settle(image)
+        peer_s[name].append(timed(lambda: peer.convert(image, "raw", _FLAGS[name])))
+        peer.clean()
+
+    async def ours() -> None:
+        incoming = Incoming(volume_id=new_uid(), creator_id=OWNER, name="import", format=VolumeFormat.RAW)
+        settings = Settings(root=str(root), state_dir=str(root.parent / "state-finish"), bin_retention=0.0)
+        server = Server(settings)
+        await server.start()
+        try:
+            arrival = await server.services.intake.reserve(incoming, image.stat().st_size)
+            shutil.copyfile(image, arrival.content)
+            _settle(Path(arrival.content))
+            started = time.perf_counter()
+            await server.services.intake.finish(arrival, incoming, Progress())
+            ours_s.append(time.perf_counter() - started)
+            await server.services.volumes.destroy(INFRASTRUCTURE, incoming.volume_id)
+        finally:
+            await server.stop()
+
+    sides: list[Callable[[], None]] = [lambda: asyncio.run(ours())]
+    sides += [lambda n=name: theirs(n) for name in _FLAGS]  # type: ignore[misc]
+    for turn in range(context.rounds(7)):
+        for step in range(len(sides)):
+            sides[(turn + step) % len(sides)]()
+    best = min(_FLAGS, key=lambda name: figures("s", peer_s[name]).median)
+    return [
+        compare(
+            "from the last byte to the volume, compressed qcow2 as raw",
+            figures("s", ours_s),
+            f"qemu-img convert {name}, fsync",
+            figures("s", peer_s[name]),
+            at_most=1.1 if name == best else None,
+            paired=True,
+        )
+        for name in _FLAGS
+    ]
+
+
+def _settle(source: Path) -> None:
+    os.sync()
+    with source.open("rb", buffering=0) as file:
+        buffer = bytearray(_STRIPE)
+        while file.readinto(buffer):
+            pass
+
+
+def _import(context: Context, image: Path) -> list[Row]:
     checksum = subprocess.run(words(["sha256sum", image]), check=True, capture_output=True, text=True).stdout[:64]
     root = context.directory("mnt-import")
     make_location(root)
@@ -48,7 +115,7 @@ def _import(context: Context) -> list[Row]:
     peer_s: dict[str, list[float]] = defaultdict(list)
     peer = _Peer(context.directory("peer"))
     flags = ("--download-allow", "127.0.0.1", "--bin-retention", "0")
-    with _web(directory) as address, context.server(root, *flags) as server:
+    with _web(image.parent) as address, context.server(root, *flags) as server:
         url = f"{address}/{image.name}"
 
         def ours(target: str) -> None:
@@ -94,10 +161,16 @@ class _Peer:
         subprocess.run(words([self._curl, "-sS", "-o", self._fetched, url]), check=True)
         said = subprocess.run(words(["sha256sum", self._fetched]), check=True, capture_output=True, text=True).stdout
         assert said.startswith(checksum)
-        convert = [self._qemu_img, "convert", *flags, "-f", "qcow2", "-O", target, self._fetched, self._target]
+        self.convert(self._fetched, target, flags)
+        self.clean()
+
+    def convert(self, image: Path, target: str, flags: tuple[str, ...]) -> None:
+        convert = [self._qemu_img, "convert", *flags, "-f", "qcow2", "-O", target, image, self._target]
         subprocess.run(words(convert), check=True)
         fsync_file(str(self._target))
-        self._fetched.unlink()
+
+    def clean(self) -> None:
+        self._fetched.unlink(missing_ok=True)
         self._target.unlink()
 
 

@@ -121,6 +121,7 @@ async def convert(
     timeout_s: float,
     cancel: asyncio.Event | None = None,
     options: Sequence[str] = (),
+    cached: bool = False,
 ) -> None:
     """Copy what a guest would see in ``source`` into a new image. The result is not yet synced.
 
@@ -128,8 +129,8 @@ async def convert(
 
     The target is written past the page cache (``-t none``): with the sync that has to follow it takes 0.7 of the time
     of a cached one (docs/bench.md), and a conversion does not push the guests' data out of memory. Where the file
-    system refuses that (tmpfs, some FUSE), it is written through the cache. Raises ToolFailed, ToolTimeout,
-    JobCancelled.
+    system refuses that (tmpfs, some FUSE), or if ``cached``, it is written through the cache. Raises ToolFailed,
+    ToolTimeout, JobCancelled.
     """
     rest = ""
 
@@ -149,6 +150,9 @@ async def convert(
         argv = [find(), "convert", "-p", *options, *cache_mode, *formats, "--", source, target]
         await process.run(argv, limits, on_output=parse, cancel=cancel)
 
+    if cached:
+        await run()
+        return
     try:
         await run("-t", "none")
     except ToolFailed as error:
