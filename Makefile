@@ -51,6 +51,6 @@ format: setup ## let ruff format and mend what it can
 	$(bin)/ruff check --fix .
 
 clean: ## remove what the targets above built (not ./var)
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv build tests/js/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
 
 .PHONY: help setup serve check unit integration e2e test soak bench format clean

@@ -18,8 +18,11 @@ if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
     packages+=(xfsprogs btrfs-progs)
     packages+=(curl xorriso qemu-system-x86 libvirt-clients libxml2-utils)
+    # Debian's, unless there is one from elsewhere, which may be newer.
+    command -v node >/dev/null || packages+=(nodejs)
+    command -v npm >/dev/null || packages+=(npm)
 fi
-if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk curl); fi
+if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk curl python3-dev); fi
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 # QEMU 10: versions before it lose data in ways docs/operations.md lists.
@@ -94,6 +97,17 @@ for file in "${requirements[@]}"; do
     "${pip[@]}" --force-reinstall --no-deps --no-build-isolation -e . 2>/dev/null || "${pip[@]}" --force-reinstall --no-deps -e .
     echo "$wanted" >"$stamp"
 done
+
+# Clients in JavaScript that the tests run as they are published.
+if [ "$purpose" != serve ]; then
+    wanted=$(sha256sum <tests/js/package-lock.json | cut -d' ' -f1)
+    stamp=tests/js/node_modules/.installed
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        say "installing tests/js"
+        npm --prefix tests/js ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+        echo "$wanted" >"$stamp"
+    fi
+fi
 
 # Lets tgtd serve qcow2 images without a detour over FUSE; the server runs without it too, slower.
 make --quiet -C native || say "native/ was not built: iSCSI on qcow2 goes over FUSE, which is slower"

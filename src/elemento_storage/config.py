@@ -105,6 +105,8 @@ class Settings:
     reader_stall: float = _setting(
         60.0, "a client that takes less than 1 MiB of a download while the server waits this long is hung up on"
     )
+    upload_expiry: float = _setting(86400.0, "how long an upload may rest before what arrived is removed")
+    upload_stall: float = _setting(30.0, "how long the client of an upload may send nothing before it counts as gone")
     max_body: int = _setting(1_048_576, "bytes of a JSON request body at the most")
     log_level: str = _setting("info", "debug, info, warning or error")
 

@@ -11,10 +11,14 @@ people and says what to do next.
     ├─ Unauthenticated       no token, or one that is not ours
     ├─ Forbidden             known, but not allowed
     ├─ NotFound              no such volume, location, job or route
+    ├─ Gone                  it was there, and is over
+    ├─ Stalled               the client sent nothing for too long
     ├─ Conflict              the state of the volume forbids it
     ├─ PreconditionFailed    If-Match did not match
     ├─ RangeNotSatisfiable   the bytes that were asked for are not there
     ├─ KeyReused             an Idempotency-Key was used for another body
+    ├─ UploadFailed          everything arrived, and no volume can be made of it
+    ├─ UploadChecksumMismatch  a part of an upload arrived otherwise than it was sent
     ├─ VolumeLocked          another operation holds the volume
     ├─ Unavailable           a location or a server does not answer; try again
     ├─ DownloadFailed        another server did not deliver what it was asked for
@@ -172,6 +176,54 @@ class MigrationNotFound(NotFound):
     code = "migration-not-found"
 
 
+class UploadNotFound(NotFound):
+    """No such upload, one that was ended and forgotten, or somebody else's."""
+
+    code = "upload-not-found"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"no upload {upload_id}: it was ended, it expired, or it never was", upload_id=upload_id)
+
+
+class Gone(StorageError):
+    """It was there, and is over."""
+
+    code = "gone"
+
+
+class UploadEnded(Gone):
+    """The upload expired or failed: nothing can be added to it; ``state`` says which."""
+
+    code = "upload-ended"
+
+
+class Stalled(StorageError):
+    """The client sent nothing for too long."""
+
+    code = "stalled"
+
+
+class UploadStalled(Stalled):
+    """The rest of the body did not come; what arrived of a resumable upload is kept."""
+
+    code = "upload-stalled"
+
+
+class UploadFailed(StorageError):
+    """Everything arrived, and no volume can be made of it; ``reason`` is the code of the error that says why.
+
+    Not a Conflict: to clients of tus 409 means "ask for the offset and go on", for ever.
+    """
+
+    code = "upload-failed"
+
+
+class UploadChecksumMismatch(StorageError):
+    """What arrived does not have the checksum that came with it; none of it was kept."""
+
+    code = "upload-checksum-mismatch"
+
+
 class Conflict(StorageError):
     """The volume's state forbids the operation."""
 
@@ -292,6 +344,12 @@ class MigrationConflict(Conflict):
     code = "migration-conflict"
 
 
+class OffsetMismatch(Conflict):
+    """The upload does not go on at this offset; ``offset`` says where."""
+
+    code = "upload-offset-mismatch"
+
+
 class JobEnded(Conflict):
     """The job is over: nothing is left to cancel."""
 
@@ -316,6 +374,12 @@ class RangeNotSatisfiable(StorageError):
     code = "range-not-satisfiable"
 
 
+class TusVersionUnsupported(PreconditionFailed):
+    """The request is in another version of tus, or does not say in which."""
+
+    code = "tus-version-unsupported"
+
+
 class KeyReused(StorageError):
     """An Idempotency-Key came back with another body."""
 
@@ -326,6 +390,12 @@ class VolumeLocked(StorageError):
     """Another operation holds the volume; ``locked`` says which."""
 
     code = "volume-locked"
+
+
+class UploadBusy(VolumeLocked):
+    """Another request writes this upload, or it is being made a volume."""
+
+    code = "upload-busy"
 
 
 class Unavailable(StorageError):

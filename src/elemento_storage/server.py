@@ -51,6 +51,7 @@ from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
 from elemento_storage.service.tokens import TokenStore
+from elemento_storage.service.uploading import Uploading
 from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
 from elemento_storage.stores.base import Store
@@ -98,6 +99,7 @@ class Server:
             intake=intake,
             downloading=Downloading(core, intake, creating),
             data=VolumeData(core),
+            uploading=Uploading(core, intake),
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
@@ -151,6 +153,7 @@ class Server:
         await self.services.data.sessions.start()
         self.reconciler.start()
         self.services.migrating.start()
+        self.services.uploading.start()
         try:
             log.info("qemu-img %s", await qemu_img.version())
         except ToolMissing as error:
@@ -159,6 +162,7 @@ class Server:
     async def stop(self) -> None:
         """Roll back what runs, leave the locations."""
         self.api.stopping.set()
+        await self.services.uploading.stop()
         await self.services.core.jobs.stop(_STOP_GRACE_S)
         await self.services.data.sessions.close()
         await self.services.migrating.stop()
@@ -224,6 +228,7 @@ async def _serve(settings: Settings) -> None:
     def stop() -> None:
         http.should_exit = True
         server.api.stopping.set()
+        server.services.uploading.break_off()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,9 +26,11 @@ from elemento_storage.api.iso_calls import ISO_CALLS
 from elemento_storage.api.metadata_routes import METADATA_ROUTES
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
+from elemento_storage.api.plain_uploads import PLAIN_UPLOAD_ROUTES
 from elemento_storage.api.route import Exchange, Routes, prefers_async
 from elemento_storage.api.server_calls import SERVER_CALLS
 from elemento_storage.api.stream_routes import STREAM_ROUTES
+from elemento_storage.api.upload_routes import UPLOAD_ROUTES
 from elemento_storage.api.volume_calls import VOLUME_CALLS
 from elemento_storage.disk import within
 from elemento_storage.errors import (
@@ -55,7 +57,7 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *MIGRATION_CALLS,
     *SERVER_CALLS,
 )
-ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES, *DATA_ROUTES))
+ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES, *DATA_ROUTES, *UPLOAD_ROUTES, *PLAIN_UPLOAD_ROUTES))
 _BASE: Final = f"/api/{API_VERSION}"
 _PREFIXES: Final = (_BASE + "/", "/api/v1/")
 _JSON: Final = "application/json"
@@ -89,6 +91,7 @@ class Api:
         except Exception as error:  # noqa: BLE001  the one place that turns every error into an answer
             response = self._error_response(error, request_id, payload)
             name = self._name_of(scope["path"])
+        response.headers.update(ROUTES.headers(_below_prefix(scope["path"]) or ""))
         response.headers["X-Request-ID"] = request_id
         self._metrics.observe(name, response.status_code, time.monotonic() - started)
         await response(scope, receive, send)
@@ -120,19 +123,15 @@ class Api:
     # -- routes --------------------------------------------------------------------------------------------
 
     def _name_of(self, path: str) -> str:
-        for prefix in _PREFIXES:
-            if path.startswith(prefix):
-                path = path[len(prefix) :].rstrip("/")
-                return path if path in self._calls else ROUTES.named(path) or "other"
-        return "other"
+        rest = _below_prefix(path)
+        if rest is None:
+            return "other"
+        return rest if rest in self._calls else ROUTES.named(rest) or "other"
 
     async def _route(self, request: Request, payload: dict[str, Any]) -> tuple[str, Response]:
         path = request.scope["path"]
-        for prefix in _PREFIXES:
-            if path.startswith(prefix):
-                rest = path[len(prefix) :].rstrip("/")
-                break
-        else:
+        rest = _below_prefix(path)
+        if rest is None:
             return await self._outside(request, path.rstrip("/"))
         call = self._calls.get(rest)
         if call is not None:
@@ -242,6 +241,12 @@ class Api:
 
     def _too_slow(self, consequence: str) -> Unavailable:
         return Unavailable(f"the storage did not answer within {self._core.settings.disk_timeout:g} s; {consequence}")
+
+
+def _below_prefix(path: str) -> str | None:
+    """The path without the API's prefix; None when it has none."""
+    prefix = next((prefix for prefix in _PREFIXES if path.startswith(prefix)), None)
+    return None if prefix is None else path[len(prefix) :].rstrip("/")
 
 
 def _respond(answer: object, ctx: Context) -> Response:

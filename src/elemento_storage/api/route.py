@@ -75,6 +75,7 @@ class Route:
     body: Json | None = None  #: the OpenAPI ``requestBody``
     types: tuple[type[msgspec.Struct], ...] = ()  #: structs whose schemas ``answers`` and ``body`` refer to
     admin_only: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)  #: that every answer has, of errors too
 
     @property
     def doc(self) -> str:
@@ -107,6 +108,11 @@ class Routes:
         """The path as documents and metrics name it, such as ``jobs/<id>``; None when there is no such route."""
         pattern = self.pattern(path)
         return None if pattern is None else pattern.replace("...}", ">").replace("{", "<").replace("}", ">")
+
+    def headers(self, path: str) -> Mapping[str, str]:
+        """What every answer about this path has among its headers."""
+        pattern = self.pattern(path)
+        return {} if pattern is None else next(iter(self._by_path[pattern].values())).headers
 
     def pattern(self, path: str) -> str | None:
         """The path with parameters that ``path`` is one of; None when there is none."""

@@ -63,7 +63,7 @@ from elemento_storage.service.volumes import VolumeChanges
 async def create(ctx: Context, request: CreateRequest) -> CreateAnswer:
     """Create an empty volume. Sparse unless `preallocation` says otherwise; on disk when the answer comes."""
     volume = await ctx.services.creating.create(_new_volume(ctx, request, 0), ctx.progress)
-    return _create_answer(volume, request.size)
+    return create_answer(volume, request.size)
 
 
 async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[CreateAnswer]:
@@ -78,7 +78,7 @@ async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[Crea
             raise InvalidValue(f"volume {position}: {error.reason}", key="volumes", position=position) from error
     specs = [_new_volume(ctx, one, position) for position, one in enumerate(requests)]
     volumes = await ctx.services.creating.create_many(specs, ctx.progress)
-    return [_create_answer(volume, one.size) for volume, one in zip(volumes, requests, strict=True)]
+    return [create_answer(volume, one.size) for volume, one in zip(volumes, requests, strict=True)]
 
 
 def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
@@ -100,7 +100,8 @@ def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
     )
 
 
-def _create_answer(volume: Volume, size: float) -> CreateAnswer:
+def create_answer(volume: Volume, size: float) -> CreateAnswer:
+    """What a call that made a volume answers; ``size`` in GB."""
     meta = volume.meta
     return CreateAnswer(
         alg=meta.alg,

@@ -16,6 +16,7 @@ from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
+from elemento_storage.service.uploading import Uploading
 from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
 
@@ -37,6 +38,7 @@ class Services:
     intake: Intake
     downloading: Downloading
     data: VolumeData
+    uploading: Uploading
     exporting: Exporting
     migrating: Migrating
     idempotency: IdempotencyKeys
