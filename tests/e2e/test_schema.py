@@ -21,7 +21,9 @@ def test_schemathesis_finds_nothing(server: LiveServer, tmp_path: Path) -> None:
             f"--config-file={Path(__file__).parent / 'schemathesis.toml'}",
             "run",
             f"{address}/schema/openapi.json",
-            "--exclude-path-regex=(events|stream)$",
+            # Streams do not end. It can write no body of tus's types, and knows no 412 for a header that is missing:
+            # test_uploads.py takes tus's word for both.
+            r"--exclude-path-regex=(events|stream|/uploads(/\{id\})?)$",
             "--max-examples=25",
             "--request-timeout=30",
             "--seed=1",
