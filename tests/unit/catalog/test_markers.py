@@ -1,3 +1,4 @@
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -57,8 +58,8 @@ def test_what_is_no_file_is_no_marker(tmp_path: Path, kind: str) -> None:
         case "pipe":
             os.mkfifo(path)
         case _:
-            os.chdir(tmp_path)  # names of sockets are short
-            with socket.socket(socket.AF_UNIX) as one:
+            # names of sockets are short
+            with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as one:
                 one.bind(NAME)
     assert read_marker(str(tmp_path), NAME) is None
 
