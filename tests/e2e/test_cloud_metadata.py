@@ -58,7 +58,7 @@ def test_the_whole_protocol(running: LiveServer, tmp_path: Path) -> None:
     assert begun.status_code == 200
     vid = begun.json()["vid"]
     volume = running.info(vid)
-    assert (volume["format"], volume["cloudinit"], volume["readonly"], volume["bus"]) == ("iso", True, True, "sata")
+    assert (volume["format"], volume["cloudinit"], volume["readonly"], volume["bus"]) == ("iso", True, True, "virtio")
     assert (volume["waiting"], volume["sizeOnDisk"], volume["bootable"]) == (True, 0, False)
     refused = running.post("export", {"volume_id": vid, "client_uid": ALICE})
     assert (refused.status_code, refused.json()["code"]) == (409, "volume-waiting")

@@ -60,7 +60,10 @@ class NewMetadata:
     volume_id: str | None = None  #: of an earlier try that may have made it before its server died
 
     def meta(self, size_bytes: int) -> VolumeMeta:
-        """Its meta.json. Raises InvalidValue."""
+        """Its meta.json. Raises InvalidValue.
+
+        The bus is virtio, which whoever can boot a cloud image has: Debian's kernel for clouds knows no SATA.
+        """
         clonable, alg = clone_settings(self.clonable, self.alg)
         return VolumeMeta(
             volume_id=self.volume_id or new_uid(),
@@ -73,7 +76,7 @@ class NewMetadata:
             readonly=True,
             clonable=clonable,
             alg=alg,
-            bus=Bus.SATA,
+            bus=Bus.VIRTIO,
             cloudinit=True,
         )
 

@@ -82,7 +82,7 @@ async def test_files_come_one_by_one(server: Server) -> None:
     }
     assert (directory / "data.iso").read_bytes() == build_seed(made)
     meta = json.loads((directory / "meta.json").read_text())
-    assert (meta["format"], meta["cloudinit"], meta["readonly"], meta["bus"]) == ("iso", True, True, "sata")
+    assert (meta["format"], meta["cloudinit"], meta["readonly"], meta["bus"]) == ("iso", True, True, "virtio")
     assert meta["size"] == state.volume.size_bytes == len(build_seed(made))
     assert server.catalog.locations.by_name["disk"].virtual_bytes == meta["size"]
     assert sorted(path.name for path in directory.iterdir()) == [METADATA_DIRECTORY, "data.iso", "meta.json"]
