@@ -17,7 +17,7 @@ packages+=(rsync rclone)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
     packages+=(xfsprogs btrfs-progs)
-    packages+=(curl xorriso qemu-system-x86 libvirt-clients libxml2-utils)
+    packages+=(curl debootstrap xorriso qemu-system-x86 libvirt-clients libxml2-utils)
     # Debian's, unless there is one from elsewhere, which may be newer.
     command -v node >/dev/null || packages+=(nodejs)
     command -v npm >/dev/null || packages+=(npm)
