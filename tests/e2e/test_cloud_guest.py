@@ -1,8 +1,10 @@
-"""The whole way of a cloud image: in by URL, with a seed of its own, out over exports, and booted."""
+"""The whole way of a cloud image: in by URL and by tus, with a seed of its own, out over exports, and booted."""
 
 import hashlib
 import subprocess
 from pathlib import Path
+
+from tusclient.client import TusClient
 
 from tests.e2e.moving import export
 from tests.e2e.test_cloud_metadata import FIRST, send
@@ -45,6 +47,17 @@ def fetched(server: LiveServer, image: Path, image_format: str) -> str:
         return str(server.call("cloudinit/create", body)["vid"])
 
 
+def uploaded(server: LiveServer, image: Path) -> str:
+    """The image as a raw volume, by a published client of tus."""
+    metadata = {"creatorID": ALICE, "name": "web-1", "bootable": "true", "format": "raw"}
+    with image.open("rb") as file:
+        uploader = TusClient(f"{server.address}uploads").uploader(
+            file_stream=file, chunk_size=64 << 20, metadata=metadata
+        )
+        uploader.upload()
+    return str(uploader.url).rstrip("/").rpartition("/")[2]
+
+
 def seeded(server: LiveServer) -> str:
     """A seed, as published clients make it; there is no meta-data."""
     vid = send(server, {**FIRST, "name": "web-1-seed", "expectedFiles": 2}).json()["vid"]
@@ -64,16 +77,18 @@ def read_file(disk: Path, path: str) -> str:
 async def test_a_cloud_image_becomes_the_machine_that_its_seed_describes(tmp_path: Path) -> None:
     image = cloud_image()
     with live_server(tmp_path, "--download-allow", "127.0.0.0/8") as server:
-        vid, seed = fetched(server, image, "raw"), seeded(server)
-        facts = server.info(vid)
+        vid, seed = uploaded(server, image), seeded(server)
+        from_web = fetched(server, image, "qcow2")
+        facts = server.info(from_web)
         assert (facts["size"], facts["format"], facts["cloudinit"], facts["bootable"]) == (
             DISK_BYTES,
-            "raw",
+            "qcow2",
             True,
             True,
         )
         disk = server.directory(vid) / "data.img"
-        subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", disk, image], check=True)
+        for other in (image, server.directory(from_web) / "data.qcow2"):
+            subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", disk, other], check=True)
         root, cdrom = export(server, vid, protocol="iscsi"), export(server, seed, protocol="nbd")
         assert (root["readonly"], cdrom["readonly"]) == (False, True)
         disks = [*root["qemu"], *cdrom["qemu"]]
