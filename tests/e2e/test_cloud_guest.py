@@ -20,7 +20,7 @@ write_files:
 - path: /etc/written
   content: "by cloud-init\\n"
 runcmd:
-- "ip -4 -o address show dev lan0 > /root/addresses"
+- "ip -4 -o address show dev lan0 > /var/lib/addresses"
 - "echo SEEN-BY-RUNCMD $(hostname) > /dev/ttyS0"
 power_state: {mode: poweroff, delay: now, condition: true}
 """
@@ -100,7 +100,7 @@ async def test_a_cloud_image_becomes_the_machine_that_its_seed_describes(tmp_pat
 
         assert read_file(disk, "/etc/hostname") == "web-1\n"
         assert read_file(disk, "/etc/written") == "by cloud-init\n"
-        assert " 192.0.2.10/24 " in read_file(disk, "/root/addresses")
+        assert " 192.0.2.10/24 " in read_file(disk, "/var/lib/addresses")
         assert read_file(disk, "/var/lib/cloud/data/instance-id") == f"{seed}\n"
         told = read_file(disk, "/var/lib/cloud/data/status.json")
         assert "DataSourceNoCloud [seed=/dev/vdb]" in told
