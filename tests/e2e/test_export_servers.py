@@ -40,6 +40,17 @@ def test_two_servers_do_not_share_a_run_directory(tmp_path: Path) -> None:
         assert volume_pids(first, vid) == pids
 
 
+def test_a_look_that_began_before_an_export_does_not_forget_it(tmp_path: Path) -> None:
+    with live_server(tmp_path, "--heartbeat", "0.05") as server:
+        vids = [new_volume(server) for _ in range(4)]
+        for _ in range(10):
+            for vid in vids:
+                export(server, vid, protocol="local")
+                assert is_healthy(server, vid)
+            for vid in vids:
+                unexport(server, vid)
+
+
 def test_a_conclusion_of_long_ago_is_not_told_again(shared: LiveServer) -> None:
     """Whoever is told "concluded" takes its source for fenced off."""
     vid = new_volume(shared)

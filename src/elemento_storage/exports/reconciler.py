@@ -108,6 +108,7 @@ class Reconciler:
         self._limit = asyncio.Semaphore(_AT_ONCE)
         self._tending: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[Protocol, asyncio.Task[Mapping[str, Presence] | StorageError]] = {}
+        self._changed: set[str] = set()  # volumes that ``want`` was called for since the markers are being read
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -125,6 +126,14 @@ class Reconciler:
         for pid in list(self._watched):
             self._unwatch(pid)
         self._publisher.release()
+
+    def want(self, volume_id: str, wanted: Wanted | None) -> None:
+        """An operation of ours has changed what is to be served: markers being read just now do not count for it."""
+        self._changed.add(volume_id)
+        if wanted is None:
+            self.wanted.pop(volume_id, None)
+        else:
+            self.wanted[volume_id] = wanted
 
     def wake(self) -> None:
         """Look now."""
@@ -177,8 +186,14 @@ class Reconciler:
     async def _read_wanted(self) -> None:
         locations = self._catalog.locations.by_name.values()
         found: dict[str, Wanted] = {}
+        self._changed.clear()
         for location in locations:
-            marked = [entry.volume for entry in location.entries.values() if entry.volume.markers]
+            marked = [
+                entry.volume
+                for volume_id, entry in location.entries.items()
+                # The index learns of a marker when its export is done.
+                if entry.volume.markers or volume_id in self.wanted
+            ]
             if location.missing is not None:
                 # Known from before: they stay wanted, and nothing can be done for them.
                 found |= {one: known for one, known in self.wanted.items() if known.location is location}
@@ -196,6 +211,10 @@ class Reconciler:
             for volume in marked:
                 if read[volume.volume_id]:
                     found[volume.volume_id] = Wanted(location, volume, read[volume.volume_id])
+        for volume_id in self._changed:
+            found.pop(volume_id, None)
+            if volume_id in self.wanted:
+                found[volume_id] = self.wanted[volume_id]
         self.wanted = found
 
     def _read_records(self, location: Location, volumes: list[Volume]) -> dict[str, tuple[ExportRecord, ...]]:

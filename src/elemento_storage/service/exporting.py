@@ -250,7 +250,7 @@ class Exporting:
         if record.export_id in settled.failures:
             raise settled.failures[record.export_id]
         wanted = Wanted(held.location, held.volume, tuple(records))
-        self._reconciler.wanted[held.volume.volume_id] = wanted
+        self._reconciler.want(held.volume.volume_id, wanted)
         assert settled.attachment is not None
         failure = await self._reconciler.probe(wanted, record, settled.attachment, {})
         if failure is not None:
@@ -298,9 +298,8 @@ class Exporting:
         else:
             for failure in settled.failures.values():
                 log.error("volume %s: another export of it is not served now: %s", source.volume_id, failure)
-        self._reconciler.wanted.pop(held.volume.volume_id, None)
-        if remaining:
-            self._reconciler.wanted[held.volume.volume_id] = Wanted(held.location, held.volume, tuple(remaining))
+        still = Wanted(held.location, held.volume, tuple(remaining)) if remaining else None
+        self._reconciler.want(held.volume.volume_id, still)
         self._reconciler.watch()
 
     # -- growing -------------------------------------------------------------------------------------------
