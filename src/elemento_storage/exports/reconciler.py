@@ -392,10 +392,7 @@ class Reconciler:
             if volume_id in self.wanted:
                 continue
             if state is None:
-                if await self._has_no_records(volume_id):
-                    await self._quietly(self._publisher.withdraw_all(volume_id))
-                else:
-                    await self._quietly(self._publisher.sweep(volume_id))
+                await self._sweep(volume_id)
                 continue
             if not await self._is_unwanted(state):
                 continue
@@ -414,6 +411,16 @@ class Reconciler:
                 log.warning("%s serves %s, which nobody asked for: it is withdrawn", protocol.value, export_id)
                 await self._quietly(self._publisher.exporters[protocol].withdraw(export_id, None))
         self.orphans = orphans
+
+    async def _sweep(self, volume_id: str) -> None:
+        """Remove a run directory that says nothing, unless an export was about to write into it."""
+        async with self._publisher.changing(volume_id):
+            if (await asyncio.to_thread(self._publisher.served)).get(volume_id) is not None:
+                return
+            if await self._has_no_records(volume_id):
+                await self._quietly(self._publisher.withdraw_all(volume_id))
+            else:
+                await self._quietly(self._publisher.sweep(volume_id))
 
     async def _has_no_records(self, volume_id: str) -> bool:
         """Whether the volume is here and its markers ask for nothing."""
