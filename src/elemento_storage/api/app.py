@@ -23,6 +23,7 @@ from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
 from elemento_storage.api.image_calls import IMAGE_CALLS
 from elemento_storage.api.iso_calls import ISO_CALLS
+from elemento_storage.api.listed import ListedVolumes
 from elemento_storage.api.metadata_routes import METADATA_ROUTES
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
@@ -72,6 +73,7 @@ class Api:
         self._authenticator = authenticator
         self._metrics = Metrics(services.core, services.exporting, services.migrating)
         self._calls = {path: call for call in CALLS for path in (call.path, *call.aliases)}
+        self._listed = ListedVolumes()
         self._schema = openapi.document(CALLS, ROUTES, _BASE)
         self.stopping = asyncio.Event()
 
@@ -174,7 +176,7 @@ class Api:
         payload.update(values)
         fill = caller.stands_for(creates=call.creates)
         decoded, ignored = decode(values, call.request, fill=fill, from_query=from_query)
-        ctx = Context(self._services, caller, request.headers, Progress(), ignored, fill)
+        ctx = Context(self._services, caller, request.headers, Progress(), self._listed, ignored, fill)
         patience_s = self._core.settings.disk_timeout
         if call.kind is Kind.READ:
             try:

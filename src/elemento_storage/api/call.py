@@ -8,6 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from elemento_storage.api.auth import Caller
+from elemento_storage.api.listed import ListedVolumes
 from elemento_storage.errors import InvalidValue, StorageError
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
@@ -34,6 +35,7 @@ class Context:
     caller: Caller
     headers: Mapping[str, str]
     progress: Progress
+    listed: ListedVolumes
     ignored: list[str] = field(default_factory=list)  #: keys that mean nothing here
     fill: Mapping[str, str] = field(default_factory=dict)  #: values of absent keys that name the client
     seed: str | None = None  #: of the Idempotency-Key, if one was sent

@@ -143,7 +143,10 @@ async def accessible(ctx: Context, request: AccessibleRequest) -> Reply:
         cursor=request.cursor,
     )
     page = await list_volumes(ctx.services.core, ctx.actor(request.client_uid), query)
-    answers = [volume_answer(volume, await _locked(ctx, volume) if volume.locks else UNSET) for volume in page.volumes]
+    answers = [
+        volume_answer(volume, await _locked(ctx, volume)) if volume.locks else ctx.listed.answer(volume)
+        for volume in page.volumes
+    ]
     headers = {"X-Total-Count": str(page.total)}
     if page.next_cursor:
         headers["X-Next-Cursor"] = page.next_cursor
