@@ -87,6 +87,7 @@ class Settings:
         1.0, "a new volume may be this many times as large as the file system's free space; 0: any size"
     )
     bin_retention: float = _setting(86400.0, "how long a destroyed volume can be restored; 0: not at all")
+    max_snapshots: int = _setting(64, "how many snapshots a volume may have; 0: none can be made")
     lease: float = _setting(30.0, "after this long without a sign of life a server or an export is dead")
     heartbeat: float = _setting(5.0, "how often this server gives a sign of life in each location")
     sweep_interval: float = _setting(5.0, "how often locations are looked at for changes made behind the server's back")
@@ -218,7 +219,7 @@ def _validate(settings: Settings) -> None:
         value = getattr(settings, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"{spec.name.replace('_', '-')} has to be a finite number")
-    for name in ("search_depth", "overcommit", "bin_retention", "image_max_size"):
+    for name in ("search_depth", "overcommit", "bin_retention", "max_snapshots", "image_max_size"):
         if not getattr(settings, name) >= 0:
             raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")
     stalls = ("download_stall", "reader_stall")

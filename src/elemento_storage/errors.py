@@ -170,6 +170,15 @@ class ImportNotFound(NotFound):
     code = "import-not-found"
 
 
+class SnapshotNotFound(NotFound):
+    """The volume has no such snapshot."""
+
+    code = "snapshot-not-found"
+
+    def __init__(self, snapshot_id: str) -> None:
+        super().__init__(f"the volume has no snapshot {snapshot_id}; `snapshots` lists them", snapshot=snapshot_id)
+
+
 class MigrationNotFound(NotFound):
     """No migration of that id or of that volume is under way."""
 
@@ -288,6 +297,24 @@ class VolumeExists(Conflict):
     """A volume of this id exists already."""
 
     code = "volume-exists"
+
+
+class HasSnapshots(Conflict):
+    """The operation would lose the volume's snapshots."""
+
+    code = "has-snapshots"
+
+
+class TooManySnapshots(Conflict):
+    """The volume has as many snapshots as the settings allow."""
+
+    code = "too-many-snapshots"
+
+
+class SnapshotUnclear(Conflict):
+    """Another tool has given two snapshots of the image the same name, and QEMU cannot tell them apart."""
+
+    code = "snapshot-unclear"
 
 
 class NotExportable(Conflict):

@@ -158,6 +158,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     meta_digest: str = ""  #: identifies the bytes of meta.json, the ETag of an update
     parent: str | None = None  #: the volume whose image this one's stands on
     has_clones: bool = False  #: there are linked clones of it, or were not long ago
+    snapshots: int = 0
+    snapshot_bytes: int = 0  #: allocated by files of snapshots; those inside the image count as the image's
 
     @property
     def directory_name(self) -> str:
@@ -270,6 +272,15 @@ def format_last_updated(modified_ns: int) -> str:
         f"{moment.tm_year:04}-{moment.tm_mon:02}-{moment.tm_mday:02} "
         f"{moment.tm_hour:02}:{moment.tm_min:02}:{moment.tm_sec:02}.{rest // 100_000:04}"
     )
+
+
+def iso_time(moment_ns: int) -> str:
+    """A time since the epoch, ISO 8601 in UTC with milliseconds; the first one for what no calendar has."""
+    try:
+        moment = datetime.fromtimestamp(moment_ns / 1e9, UTC)
+    except (OverflowError, ValueError, OSError):
+        moment = datetime.fromtimestamp(0, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def utc_now() -> str:

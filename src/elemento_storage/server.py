@@ -46,10 +46,12 @@ from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.importing import Importing
 from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
+from elemento_storage.service.live_snapshots import LiveSnapshots
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
+from elemento_storage.service.snapshots import Snapshotting
 from elemento_storage.service.tokens import TokenStore
 from elemento_storage.service.uploading import Uploading
 from elemento_storage.service.volume_data import VolumeData
@@ -83,7 +85,8 @@ class Server:
         }
         markers = ExportMarkers(_identity(settings), settings.lease)
         core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed, markers)
-        exporting = self._build_exports(core)
+        publisher = self._build_publisher(core)
+        exporting = self._build_exports(core, publisher)
         creating, intake = Creating(core), Intake(core)
         self.services = Services(
             core=core,
@@ -102,11 +105,12 @@ class Server:
             uploading=Uploading(core, intake),
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
+            snapshotting=Snapshotting(core, LiveSnapshots(core, publisher)),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
         )
         self.api = Api(self.services, Authenticator(settings.auth, self.tokens))
 
-    def _build_exports(self, core: Core) -> Exporting:
+    def _build_publisher(self, core: Core) -> Publisher:
         settings = self.settings
         host = settings.export_address
         probe_initiator = f"iqn.2004-10.cloud.elemento:probe:{secrets.token_hex(16)}"
@@ -118,13 +122,19 @@ class Server:
             Protocol.LOCAL: LocalExporter(nbd),
             Protocol.SMB: SmbExporter(Smbd(settings.run_dir, host, settings.smb_port)),
         }
-        publisher = Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd, core.markers.server_id)
+        return Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd, core.markers.server_id)
 
+    def _build_exports(self, core: Core, publisher: Publisher) -> Exporting:
         def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:
             announce_export(self.feed, wanted, record, status)
 
         self.reconciler = Reconciler(
-            settings, self.catalog, publisher, lambda *one: source_of(core, *one), core.markers.server_id, on_status
+            self.settings,
+            self.catalog,
+            publisher,
+            lambda *one: source_of(core, *one),
+            core.markers.server_id,
+            on_status,
         )
         return Exporting(core, publisher, self.reconciler)
 

@@ -30,6 +30,7 @@ from elemento_storage.api.migration_calls import MIGRATION_CALLS
 from elemento_storage.api.plain_uploads import PLAIN_UPLOAD_ROUTES
 from elemento_storage.api.route import Exchange, Routes, prefers_async
 from elemento_storage.api.server_calls import SERVER_CALLS
+from elemento_storage.api.snapshot_calls import SNAPSHOT_CALLS
 from elemento_storage.api.stream_routes import STREAM_ROUTES
 from elemento_storage.api.upload_routes import UPLOAD_ROUTES
 from elemento_storage.api.volume_calls import VOLUME_CALLS
@@ -54,6 +55,7 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *CLONE_CALLS,
     *ISO_CALLS,
     *IMAGE_CALLS,
+    *SNAPSHOT_CALLS,
     *EXPORT_CALLS,
     *MIGRATION_CALLS,
     *SERVER_CALLS,

@@ -11,6 +11,7 @@ from elemento_storage.errors import (
     Forbidden,
     FormatUnsupported,
     HasClones,
+    HasSnapshots,
     ImageDamaged,
     ImageInUse,
     ImageRefused,
@@ -113,7 +114,7 @@ def _own(volume: Volume) -> OwnVolumeAnswer:
 
 _CHANGE = (
     *(VolumeNotFound, InvalidValue, NotOwner, VolumeLocked, VolumeExported, ImageInUse, ImageDamaged),
-    *(HasClones, NoRoom, JobCancelled),
+    *(HasClones, HasSnapshots, NoRoom, JobCancelled),
 )
 
 CLONE_CALLS: tuple[Call[Any], ...] = (

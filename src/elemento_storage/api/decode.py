@@ -110,12 +110,12 @@ def decode(
     return request, [name for name in values if name not in used and name not in {key.name for key in keys}]
 
 
-def checked_name(name: str) -> str:
+def checked_name(name: str, *, key: str = "name") -> str:
     """The name of a volume. Raises InvalidValue."""
     if "\0" in name:
-        raise InvalidValue("'name' contains a NUL character", key="name")
+        raise InvalidValue(f"'{key}' contains a NUL character", key=key)
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise InvalidValue(f"'name' has to be a text of at most {MAX_NAME_BYTES} bytes", key="name")
+        raise InvalidValue(f"'{key}' has to be a text of at most {MAX_NAME_BYTES} bytes", key=key)
     return name
 
 

@@ -304,6 +304,8 @@ class VolumeAnswer(Struct, kw_only=True):
     size_on_disk: int = field(name="sizeOnDisk")
     last_updated: str = field(name="lastUpdated")
     location: str
+    snapshots: int
+    snapshots_on_disk: int = field(name="snapshotsOnDisk")
     linked: bool | UnsetType = UNSET
     locked: Locked | UnsetType = UNSET
 
@@ -564,6 +566,8 @@ def volume_answer(volume: Volume, locked: Locked | UnsetType = UNSET) -> VolumeA
         size_on_disk=volume.allocated_bytes,
         last_updated=format_last_updated(volume.modified_ns),
         location=volume.location,
+        snapshots=volume.snapshots,
+        snapshots_on_disk=volume.snapshot_bytes,
         locked=locked,
     )
     if volume.parent is not None:

@@ -39,6 +39,7 @@ from elemento_storage.errors import (
     Conflict,
     ExportFailed,
     FormatUnsupported,
+    HasSnapshots,
     ImageInUse,
     InvalidRequest,
     InvalidValue,
@@ -362,7 +363,7 @@ VOLUME_CALLS: tuple[Call[Any], ...] = (
         ConvertAnswer,
         convert,
         Kind.LONG,
-        (*_CHANGE, VolumeExported, ImageInUse, FormatUnsupported, JobCancelled, NoRoom),
+        (*_CHANGE, VolumeExported, ImageInUse, FormatUnsupported, HasSnapshots, JobCancelled, NoRoom),
     ),
     Call(
         "transfer",

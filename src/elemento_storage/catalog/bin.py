@@ -120,10 +120,12 @@ def link_file_to_trash(location_path: str, path: str) -> str | None:
 def allocated_bytes(location_path: str, entry: BinEntry) -> int:
     """What purging gives back. Blocks."""
     directory = f"{location_path}/{BIN_DIRECTORY}/{entry.directory_name}"
-    try:
-        return sum(item.stat(follow_symlinks=False).st_blocks * 512 for item in os.scandir(directory))
-    except FileNotFoundError:
-        return 0
+    found = 0
+    for path, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found += os.lstat(f"{path}/{name}").st_blocks * 512
+    return found
 
 
 def empty_trash(path: str) -> None:

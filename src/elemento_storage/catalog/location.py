@@ -314,6 +314,7 @@ def differs(before: Volume | None, after: Volume | None) -> bool:
         or before.location != after.location
         or before.iso != after.iso
         or before.waiting != after.waiting
+        or before.snapshots != after.snapshots
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from elemento_storage.durable import TEMPORARY_PREFIX, create, fsync_directory, fsync_file, replace
 from elemento_storage.engine.image_header import BadHeader, ImageHeader, Parent, read_header
+from elemento_storage.engine.snapshot_files import SNAPSHOTS_DIRECTORY, snapshot_images
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import (
     MARKER_SUFFIX,
@@ -106,6 +107,7 @@ def read_entry(
         raise OddDirectory(f"{meta.format.data_file} is missing, and meta.json says {meta.format}") from None
     if not stat.S_ISREG(data.st_mode):
         raise OddDirectory(f"{meta.format.data_file} is not a regular file")
+    snapshots, snapshot_bytes = 0, 0
     if meta.format is VolumeFormat.RBD:
         header = ImageHeader(int(meta.size or 0))
     else:
@@ -115,6 +117,10 @@ def read_entry(
             raise OddDirectory(f"{meta.format.data_file} cannot be used: {error}") from error
         if header.parent is not None:
             _require_parent(location_path, header.parent)
+        snapshots = header.snapshots
+    if meta.format is VolumeFormat.RAW and SNAPSHOTS_DIRECTORY in names:
+        images = snapshot_images(directory).values()
+        snapshots, snapshot_bytes = len(images), sum(min(one.st_size, one.st_blocks * 512) for one in images)
 
     iso, iso_identity = None, None
     if meta.format is VolumeFormat.ISO and ISOINFO_FILE in names:
@@ -135,6 +141,8 @@ def read_entry(
             meta_digest=_digest(content),
             parent=header.parent.volume_id if header.parent else None,
             has_clones=CLONES_FILE in names,
+            snapshots=snapshots,
+            snapshot_bytes=snapshot_bytes,
         ),
         directory_mtime_ns=believable(directory_status.st_mtime_ns),
         meta_identity=meta_identity,

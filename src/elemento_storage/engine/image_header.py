@@ -53,6 +53,7 @@ class ImageHeader:
     size_bytes: int  #: what a guest sees
     parent: Parent | None = None
     has_history: bool = False  #: snapshots or dirty bitmaps are inside
+    snapshots: int = 0  #: that are inside
 
 
 def read_header(path: str, image_format: VolumeFormat, file_bytes: int) -> ImageHeader:
@@ -100,7 +101,7 @@ def qcow2_header(header: bytes) -> ImageHeader:
     autoclear = 0
     if version == 3 and len(header) >= _AUTOCLEAR_OFFSET + 8:
         (autoclear,) = struct.unpack_from(">Q", header, _AUTOCLEAR_OFFSET)
-    return ImageHeader(size_bytes, parent, bool(snapshots) or bool(autoclear & _BITMAPS))
+    return ImageHeader(size_bytes, parent, bool(snapshots) or bool(autoclear & _BITMAPS), snapshots)
 
 
 def _parent(header: bytes) -> Parent:

@@ -45,6 +45,7 @@ _TLS: Final = "tls"
 _KEYS_FILE: Final = "keys.psk"
 _LIMIT_NODES: Final = tuple(f"limit-{number}" for number in range(8))
 _VIEW_LIMIT_NODE: Final = "limit-view"
+LIMIT_NODES: Final = (*_LIMIT_NODES, _VIEW_LIMIT_NODE)  #: all that is above the volume: who uses it goes through them
 _NODE_KEY: Final = 24  # of an export's id: QEMU's node names have at most 31 characters
 _NO_LIMITS: Final = {
     f"{unit}-{direction}{burst}": 0
@@ -151,9 +152,8 @@ class VolumeEngine:
         os.makedirs(f"{self.directory}/bridge", mode=0o700, exist_ok=True)
         await self._bridge.stop()  # what it was a client of is gone
         await self._unmount_views()
-        limit_nodes = (*_LIMIT_NODES, _VIEW_LIMIT_NODE)
-        throttles = [throttle_layer(node, f"{node}-group", read_only=source.node.read_only) for node in limit_nodes]
-        groups = [{"qom-type": "throttle-group", "id": f"{node}-group"} for node in limit_nodes]
+        throttles = [throttle_layer(node, f"{node}-group", read_only=source.node.read_only) for node in LIMIT_NODES]
+        groups = [{"qom-type": "throttle-group", "id": f"{node}-group"} for node in LIMIT_NODES]
         node = replace(source.node, layers=(*source.node.layers, *throttles))
         locks: list[int] = []
         try:
@@ -217,8 +217,8 @@ class VolumeEngine:
     # -- limits --------------------------------------------------------------------------------------------
     #
     # Every daemon starts with some throttle nodes above the volume, one for each export; without limits they cost
-    # nothing that could be measured. They cannot be added when they are wanted: QEMU 10.0.2 dies of one that is put
-    # above a node which another thread serves (SIGSEGV in blockdev-add).
+    # nothing that could be measured. They cannot be added when they are wanted: an export that is served already would
+    # have to move to one, and cannot.
 
     async def _limit(self, node: str, limits: Mapping[str, int]) -> None:
         if node == VOLUME_NODE:
@@ -232,6 +232,11 @@ class VolumeEngine:
                 "qom-set", {"path": f"/objects/{node}-group", "property": "limits", "value": value}
             )
             self._limits[node] = (self.daemon.pid, dict(limits))
+
+    async def put_between(self, node: str) -> None:
+        """Have all that clients ask go through another node above the volume; VOLUME_NODE: straight to it again."""
+        layers = [throttle_layer(one, f"{one}-group", read_only=False) | {"file": node} for one in LIMIT_NODES]
+        await self.daemon.execute("blockdev-reopen", {"options": layers})
 
     async def _serve_bridged(self, listener: Listener, wanted: list[NbdExport]) -> None:
         server = self._address(listener)
@@ -433,7 +438,7 @@ class VolumeEngine:
         await self._bridge.stop()
         for name in present:
             await self.daemon.remove_export(name)
-        for node in (*_LIMIT_NODES, _VIEW_LIMIT_NODE):
+        for node in LIMIT_NODES:
             # The first one grows the image. A throttle node keeps the size that it has seen last, so each is told.
             await self.daemon.execute("block_resize", {"node-name": node, "size": size_bytes})
 

@@ -30,6 +30,7 @@ class ServedVolume(msgspec.Struct, frozen=True, kw_only=True):
     volume_id: str
     directory: str
     exports: dict[str, Protocol]
+    through_daemon: bool = False  #: no export may have the image itself, as long as there are any
 
 
 @dataclass
@@ -138,9 +139,14 @@ class Publisher:
             why = ExportFailed("the location's name is not UTF-8, and QEMU opens no such path: rename it")
             return Settled(None, dict.fromkeys(wanted, why))
         state = {export_id: record.protocol for export_id, record in wanted.items()}
-        self._write_state(engine, ServedVolume(volume_id=source.volume_id, directory=source.directory, exports=state))
+        known = self._read_state(source.volume_id)
+        moved = known is not None and known.through_daemon
+        self._write_state(
+            engine,
+            ServedVolume(volume_id=source.volume_id, directory=source.directory, exports=state, through_daemon=moved),
+        )
         try:
-            attachment = await self._attach(engine, source, records)
+            attachment = await self._attach(engine, source, records, through_daemon=moved)
         except StorageError as error:
             return Settled(None, dict.fromkeys(wanted, error))
         except OSError as error:
@@ -154,6 +160,19 @@ class Publisher:
             except StorageError as error:
                 settled.failures[record.export_id] = error
         return settled
+
+    async def move_to_daemon(self, source: Source, records: Sequence[ExportRecord]) -> None:
+        """Have every byte of these exports go through the storage daemon, until all are gone; sessions go on.
+
+        Raises ExportFailed.
+        """
+        state = self._read_state(source.volume_id)
+        if state is not None and not state.through_daemon:
+            # Written down: a daemon that dies comes back the same way, or requests that wait for it would fail.
+            self._write_state(self.engine(source.volume_id), msgspec.structs.replace(state, through_daemon=True))
+        settled = await self.settle(source, records)
+        for failure in settled.failures.values():
+            raise failure
 
     async def withdraw_all(self, volume_id: str) -> None:
         """Serve nothing of a volume any more. Raises ExportFailed."""
@@ -191,7 +210,9 @@ class Publisher:
             for exporter in self.exporters.values():
                 await exporter.withdraw(leaving, engine)
 
-    async def _attach(self, engine: VolumeEngine, source: Source, records: Sequence[ExportRecord]) -> Attachment:
+    async def _attach(
+        self, engine: VolumeEngine, source: Source, records: Sequence[ExportRecord], *, through_daemon: bool
+    ) -> Attachment:
         kinds = {PATH_OF[record.protocol] for record in records}
         if len(kinds) > 1:
             raise ExportFailed("the records of this volume want two paths to its bytes at once: unexport one of them")
@@ -203,7 +224,7 @@ class Publisher:
         is_limited = any(record.limits.throttle_limits() for record in records)
         is_viewed = await engine.is_viewed()
         # A path that is in use stays: to change it would hold up whoever uses it, for nothing.
-        is_plain = source.plain_file is not None and not await engine.is_serving()
+        is_plain = source.plain_file is not None and not (through_daemon or await engine.is_serving())
         if is_plain and not (with_smb or is_limited):
             path = await engine.show_plain(source)
         elif self._luns_speak_nbd() and not (with_smb or is_viewed):

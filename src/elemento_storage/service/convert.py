@@ -24,7 +24,7 @@ from elemento_storage.jobs import JobState
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
-from elemento_storage.service.core import Core
+from elemento_storage.service.core import Core, require_no_snapshots
 
 PURPOSE = "convert"
 _COPY_PREFIX = ".elemento-convert-"
@@ -71,6 +71,7 @@ class Converting:
         converts = self._core.store(volume.meta.format).capabilities.converts
         if volume.meta.format not in converts or target not in converts:
             raise FormatUnsupported(f"a {volume.meta.format} volume cannot be converted to {target}")
+        require_no_snapshots(volume, "delete them, or clone the volume into the other format")
         await self._core.markers.require_unexported(held)
         await require_no_clones(held)
         if await held.place.disk.run(os.path.lexists, f"{held.place.directory}/{target.data_file}"):

@@ -7,7 +7,7 @@ from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.catalog.linked_clones import ancestors
 from elemento_storage.catalog.location import Location, differs
 from elemento_storage.config import Settings
-from elemento_storage.errors import FormatUnsupported
+from elemento_storage.errors import FormatUnsupported, HasSnapshots
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
@@ -38,6 +38,14 @@ class Core:
         """A volume's image with all that it stands on. Raises ImageDamaged when some of that is missing."""
         below = (Image(location.place(one.volume_id), one.meta.format) for one in ancestors(location, volume))
         return Image(location.place(volume.volume_id), volume.meta.format, tuple(below))
+
+
+def require_no_snapshots(volume: Volume, advice: str) -> None:
+    """Raises HasSnapshots: the operation makes another image, and what the present one holds besides would be lost."""
+    if volume.snapshots:
+        raise HasSnapshots(
+            f"the volume has {volume.snapshots} snapshots, which would be lost: {advice}", snapshots=volume.snapshots
+        )
 
 
 def announce(feed: Feed, before: Volume | None, after: Volume | None) -> None:

@@ -28,7 +28,7 @@ from elemento_storage.jobs import JobState
 from elemento_storage.model import CloneAlgorithm, Preallocation, Volume, volume_id_of_directory
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
-from elemento_storage.service.core import Core
+from elemento_storage.service.core import Core, require_no_snapshots
 
 RESET = "reset"
 COMPACT = "compact"
@@ -65,6 +65,7 @@ class ReplacingImages:
             async with self._catalog.hold(volume_id, actor.require_change) as held:
                 if held.volume.parent is None:
                     return held.volume
+                require_no_snapshots(held.volume, "delete them, or clone the volume: a clone stands on no other")
                 await self._core.markers.require_unexported(held)
                 await require_no_clones(held)
                 await self._require_space(held)
@@ -75,6 +76,8 @@ class ReplacingImages:
         meta = held.volume.meta
         if meta.format not in self._core.store(meta.format).capabilities.creates:
             raise FormatUnsupported(f"a {meta.format} volume cannot be reset")
+        if meta.format in self._core.store(meta.format).capabilities.snapshots_inside:
+            require_no_snapshots(held.volume, "delete them first, or restore one of them instead")
         await self._core.markers.require_unexported(held)
         await require_no_clones(held)
         if meta.cloudinit and held.volume.parent is None:

@@ -16,6 +16,7 @@ from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.migration import Migrating
 from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
+from elemento_storage.service.snapshots import Snapshotting
 from elemento_storage.service.uploading import Uploading
 from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
@@ -41,4 +42,5 @@ class Services:
     uploading: Uploading
     exporting: Exporting
     migrating: Migrating
+    snapshotting: Snapshotting
     idempotency: IdempotencyKeys

@@ -20,7 +20,38 @@ class StoreCapabilities:
     preallocates: dict[VolumeFormat, frozenset[Preallocation]]
     copies: frozenset[VolumeFormat]  #: images of other volumes that it makes copies of, in the same format
     parents: frozenset[VolumeFormat]  #: images that one of ``link_format`` can stand on; empty: none can
+    snapshots: frozenset[VolumeFormat]  #: keeps snapshots of these
+    #: Of those the ones that keep them inside the image: who has it open has to change them, and ``restore_in_place``
+    #: restores. The others' are files of their own.
+    snapshots_inside: frozenset[VolumeFormat]
     link_format: VolumeFormat | None = None
+
+
+@dataclass(frozen=True)
+class StoredSnapshot:
+    """A snapshot as its bytes say. ``snapshot_id`` is a uid, also of one that another tool has made."""
+
+    snapshot_id: str
+    tag: str  #: what the one who made the bytes calls it: our uid, or anything
+    created_ns: int
+    size_bytes: int  #: what a guest would see
+    allocated_bytes: int | None  #: of its own file; None where it shares the image's
+    key: str = ""  #: the image's own name for it
+    vm_state_bytes: int = 0  #: memory of a guest, saved by another tool; nothing here uses it
+    is_ambiguous: bool = False  #: its tag does not tell it from others
+
+
+@dataclass(frozen=True)
+class SnapshotImage:
+    """Where what a snapshot holds is read from: a file, or a snapshot inside one.
+
+    One inside is read as ``qemu-img convert -l snapshot.id=KEY``, which shows it as long as the image is *now*.
+    """
+
+    path: str
+    format: VolumeFormat
+    size_bytes: int
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,3 +126,65 @@ class Store(Protocol):
 
     def plain_file(self, place: Place, image_format: VolumeFormat) -> str | None:
         """The path of a file whose bytes are exactly what a guest sees; None if there is none."""
+
+    # Snapshots. Whoever calls these sees to it that no two of them are under way on one volume. ``snapshot_id`` is a
+    # new uid where a snapshot is made.
+
+    async def snapshots(self, place: Place, image_format: VolumeFormat) -> list[StoredSnapshot]:
+        """All of a volume's snapshots, oldest first, also while somebody writes to it. Raises ImageDamaged, OSError."""
+
+    async def take_snapshot(
+        self, place: Place, image_format: VolumeFormat, snapshot_id: str, progress: Progress
+    ) -> None:
+        """Keep what the volume holds, to which nobody writes. It calls ``progress.commit`` before the snapshot shows.
+
+        Raises NoRoom, JobCancelled, ImageInUse, ToolFailed.
+        """
+
+    async def take_snapshot_at_once(
+        self, place: Place, image_format: VolumeFormat, snapshot_id: str, progress: Progress
+    ) -> bool:
+        """The same for what the volume holds at one moment of the call, whoever writes to it; False where it cannot be.
+
+        What a writer was told is written before the call is in it. Raises NoRoom, JobCancelled.
+        """
+
+    def copy_of_moment(self, place: Place, image_format: VolumeFormat, snapshot_id: str) -> tuple[str, str]:
+        """For formats that are not ``snapshots_inside``: two paths, for what the engine that serves the volume copies.
+
+        The first is the image to be, the second for what clients overwrite meanwhile.
+        """
+
+    async def publish_copy(
+        self, place: Place, image_format: VolumeFormat, snapshot_id: str, progress: Progress
+    ) -> None:
+        """Make the copy a snapshot. It calls ``progress.commit`` before it shows. Raises NoRoom, JobCancelled."""
+
+    async def set_aside(self, place: Place, image_format: VolumeFormat, snapshot_id: str, progress: Progress) -> None:
+        """``take_snapshot`` of a volume that is about to be restored, for nothing where that can be."""
+
+    async def restore_beside(
+        self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot, copy_path: str, progress: Progress
+    ) -> None:
+        """Write what a snapshot holds to ``copy_path`` (same file system), as an image that will be the volume's.
+
+        Raises NoRoom, JobCancelled.
+        """
+
+    async def restore_in_place(self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot) -> None:
+        """Make the volume what it was. Killed in the middle the volume is useless until this is done again.
+
+        Raises ImageInUse, ToolFailed.
+        """
+
+    async def delete_snapshot(self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot) -> None:
+        """Delete a snapshot; the volume and the others stay as they are. Raises ImageInUse, ToolFailed."""
+
+    async def mend_snapshots(self, place: Place, image_format: VolumeFormat, snapshot_id: str) -> None:
+        """After an operation on this snapshot was cut off: nothing of one half made is left, and no room is lost.
+
+        Raises ToolFailed.
+        """
+
+    def snapshot_image(self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot) -> SnapshotImage:
+        """What to read to have a snapshot's content, also while somebody writes to the volume."""

@@ -15,6 +15,7 @@ from elemento_storage.engine.templates import Qcow2Templates
 from elemento_storage.model import CloneAlgorithm, Preallocation, VolumeFormat
 from elemento_storage.progress import Progress
 from elemento_storage.stores.base import Image, StoreCapabilities
+from elemento_storage.stores.directory_snapshots import DirectorySnapshots
 
 _RAW_QCOW2: Final = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
 _POLL_S: Final = 0.2
@@ -22,7 +23,7 @@ _STEP_BYTES: Final = 32 << 20  #: of a copy; a tenth of a second, until somebody
 _COPIED: Final = 0.98  #: of a conversion or preallocation, when all that is left is to sync
 
 
-class DirectoryStore:
+class DirectoryStore(DirectorySnapshots):
     """raw, qcow2 and ISO images as ``data.img``, ``data.qcow2`` and ``data.iso``."""
 
     capabilities = StoreCapabilities(
@@ -36,6 +37,8 @@ class DirectoryStore:
         copies=_RAW_QCOW2 | {VolumeFormat.ISO},
         parents=_RAW_QCOW2,
         link_format=VolumeFormat.QCOW2,
+        snapshots=_RAW_QCOW2,
+        snapshots_inside=frozenset({VolumeFormat.QCOW2}),
     )
 
     def __init__(self, *, job_timeout_s: float) -> None:
