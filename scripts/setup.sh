@@ -98,6 +98,20 @@ for file in "${requirements[@]}"; do
     echo "$wanted" >"$stamp"
 done
 
+# The vendor's published command line, which the tests run unmodified against the gateway. In an environment of its own:
+# it wants other versions of what we use, and keeps its cookie beside its code.
+if [ "$purpose" != serve ]; then
+    wanted=$(sha256sum <requirements-vendor-cli.txt | cut -d' ' -f1)
+    stamp=.venv/vendor-cli/.installed
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! head -1 .venv/vendor-cli/bin/elemento | grep -qF "$PWD/.venv"; then
+        say "installing requirements-vendor-cli.txt into .venv/vendor-cli"
+        rm -rf .venv/vendor-cli
+        /usr/bin/python3 -m venv .venv/vendor-cli
+        .venv/vendor-cli/bin/python -m pip install -qq --disable-pip-version-check -r requirements-vendor-cli.txt
+        echo "$wanted" >"$stamp"
+    fi
+fi
+
 # Clients in JavaScript that the tests run as they are published.
 if [ "$purpose" != serve ]; then
     wanted=$(sha256sum <tests/js/package-lock.json | cut -d' ' -f1)

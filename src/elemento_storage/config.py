@@ -18,7 +18,7 @@ from elemento_storage.errors import ConfigurationError
 
 _LONGEST_RUN_DIR = 60  # v/<32 hex digits>/bridge/qmp follows
 ENVIRONMENT_PREFIX = "ELEMENTO_STORAGE_"
-_NOT_SETTINGS = {ENVIRONMENT_PREFIX + "FAULTPOINT", ENVIRONMENT_PREFIX + "CONFIG_FILE"}
+_NOT_SETTINGS = {ENVIRONMENT_PREFIX + name for name in ("FAULTPOINT", "CONFIG_FILE", "GATEWAY_CONFIG_FILE")}
 
 
 class Auth(StrEnum):
@@ -63,6 +63,11 @@ class Settings:
     )
     tls_certificate: str = _setting("", "PEM file of the certificate chain; with tls-key turns HTTPS on")
     tls_key: str = _setting("", "PEM file of the certificate's private key")
+    announce: str = _setting(
+        "",
+        "the name, such as the certificate's, under which the server announces itself on the network of `listen` by "
+        "multicast DNS; none: it does not",
+    )
     run_dir: str = _setting(
         "/run/elemento-storage",
         "where the daemons that serve exports keep their sockets; a short path, emptied by a boot",
@@ -215,6 +220,8 @@ def _validate(settings: Settings) -> None:
         raise ConfigurationError(f"listen is {settings.listen!r}, it has to be HOST:PORT")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise ConfigurationError("tls-certificate and tls-key go together: give both or neither")
+    if settings.announce and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", settings.announce):
+        raise ConfigurationError(f"announce is {settings.announce!r}, it has to be a host name, or nothing")
     for spec in fields(Settings):
         value = getattr(settings, spec.name)
         if isinstance(value, float) and not math.isfinite(value):

@@ -9,6 +9,7 @@ people and says what to do next.
     │  ├─ MissingKey, InvalidValue, NotJSON, NotAnIso, UrlRefused
     ├─ UnsupportedMediaType, BodyTooLarge, MethodNotAllowed
     ├─ Unauthenticated       no token, or one that is not ours
+    ├─ TooManyAttempts       too many wrong passwords
     ├─ Forbidden             known, but not allowed
     ├─ NotFound              no such volume, location, job or route
     ├─ Gone                  it was there, and is over
@@ -114,6 +115,12 @@ class Unauthenticated(StorageError):
     """No token, or one that is unknown or revoked."""
 
     code = "unauthenticated"
+
+
+class TooManyAttempts(StorageError):
+    """Too many wrong passwords; ``retry_after`` says how many seconds to wait."""
+
+    code = "too-many-attempts"
 
 
 class Forbidden(StorageError):
@@ -441,6 +448,12 @@ class ExportFailed(Unavailable):
     """A daemon that serves exports cannot be started or does not do as it is told; nothing was changed."""
 
     code = "export-failed"
+
+
+class ServersSilent(Unavailable):
+    """Of the gateway: storage servers whose answer would be needed gave none; ``silent`` says which, and why."""
+
+    code = "servers-silent"
 
 
 class DownloadFailed(StorageError):

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 
 import uvicorn
 
@@ -33,6 +32,7 @@ from elemento_storage.exports.smbd import Smbd
 from elemento_storage.exports.tgtd import Tgtd
 from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
+from elemento_storage.mdns import Announcer
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.clone import Cloning
 from elemento_storage.service.cloud_metadata import CloudMetadata
@@ -56,6 +56,7 @@ from elemento_storage.service.tokens import TokenStore
 from elemento_storage.service.uploading import Uploading
 from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
+from elemento_storage.serving import HttpServer, address_of, listen, log_to_stderr, new_loop, notify
 from elemento_storage.stores.base import Store
 from elemento_storage.stores.directory import DirectoryStore
 
@@ -191,28 +192,20 @@ def _identity(settings: Settings) -> str:
         ) from error
 
 
-class _HttpServer(uvicorn.Server):
-    """Leaves the signals to us: uvicorn raises them again when it is done, before we have stopped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigurationError."""
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
     os.umask(0o077)  # other people's disks are nobody else's business on this machine either
     # The loop is not closed and the interpreter not ended the usual way: both would wait for threads that hang in a
     # dead file system. Everything that has to be put away was put away by then.
-    _new_loop().run_until_complete(_serve(settings))
+    new_loop().run_until_complete(_serve(settings))
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
 
 
 async def _serve(settings: Settings) -> None:
-    listener = _listen(settings)
+    listener = listen(settings.listen_host, settings.listen_port)
     server = Server(settings)
     config = uvicorn.Config(
         server.api,
@@ -233,7 +226,7 @@ async def _serve(settings: Settings) -> None:
     except OSError as error:
         raise ConfigurationError(f"the TLS certificate or key cannot be used: {error}") from error
     await server.start()
-    http = _HttpServer(config)
+    http = HttpServer(config)
 
     def stop() -> None:
         http.should_exit = True
@@ -244,52 +237,24 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     scheme = "https" if settings.tls_certificate else "http"
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log.info("listening on %s://%s:%d (%s)", scheme, shown, port, settings.auth.value)
-    _notify("READY=1")
+    log.info("listening on %s://%s (%s)", scheme, address_of(listener), settings.auth.value)
+    announcer = _announcer(settings, listener)
+    notify("READY=1")
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await http.serve(sockets=[listener])
     finally:
-        _notify("STOPPING=1")
+        notify("STOPPING=1")
+        if announcer is not None:
+            await announcer.close()
         await server.stop()
         log.info("stopped")
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.listen_host, settings.listen_port))
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(f"cannot listen on {settings.listen}: {error.strerror or error}") from error
-    listener.listen(1024)
-    return listener
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    import uvloop  # noqa: PLC0415  loading it costs the other commands 20 ms
-
-    return uvloop.new_event_loop()
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing when it did not ask."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-            notifier.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-            notifier.sendall(state.encode())
-
-
-def _log_to_stderr(level: str) -> None:
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # what goes wrong there is raised, and told by who asked
+def _announcer(settings: Settings, listener: socket.socket) -> Announcer | None:
+    if not settings.announce:
+        return None
+    host, port = listener.getsockname()[:2]
+    announcer = Announcer(settings.announce, host, port, tls=bool(settings.tls_certificate))
+    announcer.start()
+    return announcer

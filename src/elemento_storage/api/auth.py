@@ -1,7 +1,7 @@
 """Who is calling, and on whose behalf (contract, section 4)."""
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -70,15 +70,16 @@ class Authenticator:
                     "(`elemento-storage token create` makes one)"
                 )
             return Caller(client=token.client, admin=token.role is Role.ADMIN)
-        _refuse_foreign_page(headers, loopback_only=self._auth is Auth.LOOPBACK)
+        refuse_foreign_page(headers, loopback_only=self._auth is Auth.LOOPBACK)
         return TRUSTED
 
 
-def _refuse_foreign_page(headers: Headers, *, loopback_only: bool) -> None:
-    """A web page from elsewhere, open in a browser on a trusted machine, is not the user.
+def refuse_foreign_page(headers: Headers, *, loopback_only: bool, origins: Collection[str] = ()) -> None:
+    """A web page from elsewhere, open in a browser on a trusted machine, is not the user. Raises Forbidden.
 
-    Browsers say where a request comes from (Fetch Metadata, Origin), but neither for a plain GET to a name that was
-    rebound to 127.0.0.1, which is same-origin to them. So on loopback the Host has to be a loopback one, always.
+    ``origins`` are pages that the operator lets in. Browsers say where a request comes from (Fetch Metadata, Origin),
+    but neither for a plain GET to a name that was rebound to 127.0.0.1, which is same-origin to them. So on loopback
+    the Host has to be a loopback one, always.
     """
     host = headers.get("host")
     if loopback_only and host is not None and not _is_loopback_host(host):
@@ -87,6 +88,8 @@ def _refuse_foreign_page(headers: Headers, *, loopback_only: bool) -> None:
             "or run it with --auth tokens"
         )
     origin = headers.get("origin")
+    if origin is not None and origin in origins:
+        return
     foreign_origin = origin is not None and origin.partition("://")[2] != host
     if foreign_origin or headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
         raise Forbidden("a page of another site may not use this server")

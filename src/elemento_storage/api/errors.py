@@ -15,6 +15,7 @@ STATUS_OF_FAMILY: Mapping[type[StorageError], int] = {
     errors.MethodNotAllowed: 405,
     errors.InvalidRequest: 400,
     errors.Unauthenticated: 401,
+    errors.TooManyAttempts: 429,
     errors.Forbidden: 403,
     errors.NotFound: 404,
     errors.Stalled: 408,

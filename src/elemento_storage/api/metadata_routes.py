@@ -6,6 +6,7 @@ import hashlib
 from typing import Any, Final
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from elemento_storage.api import schemas
@@ -58,7 +59,8 @@ async def metadata(exchange: Exchange) -> Response:
     A file that is sent again replaces the old one. The JSON of the call is the body, the field `data` of the form, or
     the last part of the path, in base64.
     """
-    values, files, ignored = await _read(exchange)
+    in_path = exchange.parameters.get(_IN_PATH)
+    values, files, ignored = await read_call(exchange.request, in_path, exchange.services.core.settings.max_body)
     exchange.payload.update(values)
     if all(values.get(name) is None for name in _VOLUME_KEYS):
         return await _create(exchange, values, files, ignored)
@@ -104,14 +106,16 @@ def _respond(answer: bytes, status: int, ignored: list[str], headers: dict[str, 
     return Response(answer, status, {**ignored_keys(ignored), **(headers or {})}, "application/json")
 
 
-async def _read(exchange: Exchange) -> tuple[Json, dict[str, bytes], list[str]]:
-    """The call's JSON, the files by name, and the names of fields that mean nothing here."""
-    in_path = exchange.parameters.get(_IN_PATH)
+async def read_call(request: Request, in_path: str | None, most_json: int) -> tuple[Json, dict[str, bytes], list[str]]:
+    """The call's JSON, the files by name, and the names of fields that mean nothing here.
+
+    Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType.
+    """
     values = {} if in_path is None else _decode_base64(in_path)
-    if media_type(exchange.request) != FORM:
-        body = await read_json(exchange.request, exchange.services.core.settings.max_body)
+    if media_type(request) != FORM:
+        body = await read_json(request, most_json)
         return {**parse_object(body), **values}, {}, []
-    form = await read_form(exchange.request, most_bytes=_MOST_BODY_BYTES, most_files=MOST_FILES)
+    form = await read_form(request, most_bytes=_MOST_BODY_BYTES, most_files=MOST_FILES)
     ignored = [name for name in form.fields if name not in {_DATA, _FILE}]
     if _FILE in form.fields:
         raise InvalidValue("'file' has to be a file with a name, not a text", key=_FILE)

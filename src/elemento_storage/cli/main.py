@@ -1,4 +1,4 @@
-"""Commands that run on the server's own machine: serve, config, token.
+"""Commands that run on the server's own machine: serve, config, token, gateway.
 
 Exit codes: 0 done, 2 wrong usage, 3 the settings do not allow it, 4 no such thing, 1 anything else.
 """
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from elemento_storage import __version__
+from elemento_storage.cli.gateway import gateway
 from elemento_storage.config import Settings, load
 from elemento_storage.errors import ConfigurationError, NotFound, StorageError
 from elemento_storage.model import normalise_uid
@@ -59,6 +60,9 @@ def config(config_file: str | None, *, as_json: bool, **flags: object) -> None:
     value_width = max(len(str(o.value)) for o in origins)
     for o in origins:
         click.echo(f"{o.name:<{width}}  {o.value!s:<{value_width}}  {o.source}")
+
+
+cli.add_command(gateway)
 
 
 @cli.group()
