@@ -65,14 +65,13 @@ async def _look(seconds: float, interfaces: list[str]) -> list[dict[str, str | N
     from elemento_storage.gateway.trust import certificate_at, fingerprint_of  # noqa: PLC0415
     from elemento_storage.mdns import Announcement, Finder  # noqa: PLC0415
 
-    found: dict[str, Announcement] = {}
-    finder = Finder(interfaces, lambda one: found.__setitem__(one.name, one), lambda name: None)
+    found: set[Announcement] = set()
+    finder = Finder(interfaces, found.add, lambda name: None)
     await finder.start()
     await asyncio.sleep(seconds)
     await finder.close()
     rows: list[dict[str, str | None]] = []
-    for name in sorted(found):
-        one = found[name]
+    for one in sorted(found, key=lambda one: (one.name, one.host, one.port)):
         fingerprint = None
         if one.tls:
             try:
@@ -81,6 +80,10 @@ async def _look(seconds: float, interfaces: list[str]) -> list[dict[str, str | N
                 fingerprint = error.message
         host = f"[{one.host}]" if ":" in one.host else one.host
         rows.append(
-            {"name": name, "url": f"{'https' if one.tls else 'http'}://{host}:{one.port}", "fingerprint": fingerprint}
+            {
+                "name": one.name,
+                "url": f"{'https' if one.tls else 'http'}://{host}:{one.port}",
+                "fingerprint": fingerprint,
+            }
         )
     return rows

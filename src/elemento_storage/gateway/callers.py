@@ -7,8 +7,8 @@ would be root; their inode is 0 too, and such a row is no answer.
 """
 
 import ipaddress
-import os
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from elemento_storage.errors import Forbidden
@@ -18,10 +18,10 @@ _TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
 Address = tuple[str, int]
 
 
-def account_of(client: Address, server: Address) -> int:
+def account_of(client: Address, server: Address, tables: Sequence[str] = _TABLES) -> int:
     """The numeric id of the account that has the client's end open. Blocks for a read of /proc. Raises Forbidden."""
     wanted = {f"{mine} {other}" for mine, other in zip(_forms(client), _forms(server), strict=True)}
-    for table in _TABLES:
+    for table in tables:
         try:
             with open(table, encoding="ascii") as rows:
                 next(rows, None)
@@ -42,11 +42,6 @@ def account_name(account: int) -> str:
         return pwd.getpwuid(account).pw_name
     except KeyError:
         return str(account)
-
-
-def own_account() -> int:
-    """The account that the gateway runs as."""
-    return os.geteuid()
 
 
 def _forms(address: Address) -> tuple[str, ...]:
