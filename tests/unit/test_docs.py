@@ -16,6 +16,7 @@ from elemento_storage.api.errors import status_of
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.config import Settings, load, setting_names
 from elemento_storage.errors import StorageError
+from elemento_storage.gateway import configuration as gateway
 from elemento_storage.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,18 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
         value = getattr(defaults, name.replace("-", "_"))
         shown = "none" if value == "" else f"`{value:g}`" if isinstance(value, float) and value > 1 else f"`{value}`"
         assert cells[0] == shown, name
+
+
+def test_every_key_of_the_gateways_configuration_is_in_its_page() -> None:
+    tables = page("gateway.md").partition("## Configuration")[2].partition("\n## ")[0]
+    parts = re.split(r"^`\[\[?(?:server|user|discovery)", tables, flags=re.MULTILINE)
+    top, server, user, discovery = parts
+    keys = {key.encode_name for key in msgspec.structs.fields(gateway.Configuration)}
+    assert set(first_cells(top)) == keys - {"server", "user", "discovery"}
+    assert set(first_cells(server)) == {key.encode_name for key in msgspec.structs.fields(gateway.ServerEntry)}
+    assert set(first_cells(discovery)) == {key.encode_name for key in msgspec.structs.fields(gateway.DiscoveryEntry)}
+    for key in msgspec.structs.fields(gateway.UserEntry):
+        assert f"{key.encode_name}`" in user or f".{key.encode_name}]`" in user
 
 
 async def test_every_metric_is_in_the_table(tmp_path: Path) -> None:
