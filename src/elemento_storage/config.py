@@ -32,7 +32,7 @@ class Auth(StrEnum):
 class IscsiBacking(StrEnum):
     """How tgtd reaches an image that is not raw."""
 
-    NBD = "nbd"
+    VHOST = "vhost"
     FUSE = "fuse"
 
 
@@ -77,8 +77,8 @@ class Settings:
     )
     iscsi_port: int = _setting(3260, "the TCP port of the iSCSI portal")
     iscsi_backing: IscsiBacking = _setting(
-        IscsiBacking.NBD,
-        "how iSCSI reaches images that only QEMU can read: nbd, where the library for it was built; fuse: never so",
+        IscsiBacking.VHOST,
+        "how iSCSI reaches images that only QEMU can read: vhost, where the library for it was built; fuse: never so",
     )
     nbd_ports: str = _setting("10809-12808", "the TCP ports for NBD, FIRST-LAST; every exported volume takes one")
     nbd_tls: NbdTls = _setting(

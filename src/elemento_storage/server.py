@@ -123,7 +123,7 @@ class Server:
             Protocol.LOCAL: LocalExporter(nbd),
             Protocol.SMB: SmbExporter(Smbd(settings.run_dir, host, settings.smb_port)),
         }
-        return Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_nbd, core.markers.server_id)
+        return Publisher(settings.run_dir, exporters, nbd, lambda: tgtd.speaks_vhost, core.markers.server_id)
 
     def _build_exports(self, core: Core, publisher: Publisher) -> Exporting:
         def on_status(wanted: Wanted, record: ExportRecord, status: ExportStatus) -> None:

@@ -88,7 +88,7 @@ class Rig:
             run_dir,
             {kind.protocol: exporter},
             NBD,
-            lambda: isinstance(exporter, IscsiExporter) and exporter.tgtd.speaks_nbd,
+            lambda: isinstance(exporter, IscsiExporter) and exporter.tgtd.speaks_vhost,
             uid(1),
         )
 

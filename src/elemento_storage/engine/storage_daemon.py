@@ -37,6 +37,7 @@ _THREAD: Final = "io"
 # They stay there: QEMU 10.0.2 moves an export to the monitor's thread when a node is put above the one it serves, and
 # then hangs, or dies of an assertion in bdrv_insert_node.
 _IN_THREAD: Final = {"iothread": _THREAD, "fixed-iothread": True}
+_VHOST_QUEUES: Final = 16  # tgtd has as many threads for each LUN, and each waits for one request
 # Measured: 12 MB resident with one qcow2 export; the rest is room for caches of large images and many connections.
 _ADDRESS_SPACE: Final = 4 * 2**30
 
@@ -236,6 +237,19 @@ class StorageDaemon:
         """Serve a node under an NBD export name; the server has to listen already."""
         options = {"type": "nbd", "id": export_id, "node-name": node, "name": name, "writable": writable}
         await self.execute("block-export-add", {**options, **_IN_THREAD})
+
+    async def add_vhost(self, export_id: str, socket_path: str, *, node: str, writable: bool) -> None:
+        """Serve a node to one client at a time, over memory that both share (vhost-user-blk)."""
+        options = {
+            "type": "vhost-user-blk",
+            "id": export_id,
+            "iothread": _THREAD,
+            "node-name": node,
+            "writable": writable,
+            "addr": {"type": "unix", "path": socket_path},
+            "num-queues": _VHOST_QUEUES,
+        }
+        await self.execute("block-export-add", options)
 
     async def add_fuse(self, export_id: str, mount_point: str, *, node: str, writable: bool, everybody: bool) -> None:
         """Show a node as the content of an existing file.

@@ -5,7 +5,8 @@ A volume has one path at a time (docs/decisions/0008-one-path.md):
 * *socket*: NBD exports of one node, on a Unix socket or a TCP port. Two of them always see the same data. Where both a
   socket and a port are wanted, the second is a bridge: a daemon that is an NBD client of the first.
 * *file*: one file that shows the content, for programs that serve files. A raw image is that file itself, while the
-  daemon keeps it locked; any other format is shown over FUSE.
+  daemon keeps it locked; any other format, or one with limits, is shared with tgtd by vhost-user-blk, or shown to others
+  over FUSE.
 
 Everything is found again in the volume's run directory by whichever process looks:
 
@@ -13,12 +14,15 @@ Everything is found again in the volume's run directory by whichever process loo
     qmp pid log      the daemon;  bridge/… the same of the bridge
     listener.json    what the daemon listens on;  bridge/listener.json
     nbd              the Unix socket
+    vu…              the Unix socket of one iSCSI LUN, for our tgtd only
     view-<pid>       the directory of nothing but disk.img, where FUSE shows the content, of the daemon with that pid
     lun-<pid>-<size> a link to the file; a new name whenever the file behind it, or its size, is another one
 """
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -40,12 +44,14 @@ _FIXED_NODE: Final = "fixed"
 _VIEW_EXPORT: Final = "view"
 VIEWED_FILE: Final = "disk.img"  #: what the content is called where FUSE shows it
 _EXPORT: Final = "export-"  # QEMU's ids begin with a letter
+_LUN: Final = "lun-"
 _BRIDGE_EXPORT: Final = "bridge-"  # the same for an export that the bridge is the client of
 _TLS: Final = "tls"
 _KEYS_FILE: Final = "keys.psk"
 _LIMIT_NODES: Final = tuple(f"limit-{number}" for number in range(8))
 _VIEW_LIMIT_NODE: Final = "limit-view"
 LIMIT_NODES: Final = (*_LIMIT_NODES, _VIEW_LIMIT_NODE)  #: all that is above the volume: who uses it goes through them
+_SOCKET_KEY: Final = 9
 _NODE_KEY: Final = 24  # of an export's id: QEMU's node names have at most 31 characters
 _NO_LIMITS: Final = {
     f"{unit}-{direction}{burst}": 0
@@ -98,6 +104,15 @@ class NbdExport:
     port: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)  #: ThrottleLimits of the QMP reference
     tls: "Tls | None" = None  #: over TCP
+
+
+@dataclass(frozen=True)
+class Lun:
+    """The volume as our tgtd shall have it (native/tgt_vhost.c)."""
+
+    export_id: str
+    writable: bool
+    limits: Mapping[str, int] = field(default_factory=dict)  #: as of an NbdExport
 
 
 @dataclass(frozen=True)
@@ -192,7 +207,7 @@ class VolumeEngine:
                 first = replace(first, transport=Transport.UNIX)
             listener = await self._listen(self.daemon, first)
         own = by_transport.pop(listener.transport, [])
-        names = {f"{_EXPORT}{export.export_id}": export for export in own}
+        names: dict[str, NbdExport | Lun] = {f"{_EXPORT}{export.export_id}": export for export in own}
         for others in by_transport.values():
             names |= {f"{_BRIDGE_EXPORT}{export.export_id}": export for export in others}
         await self._set_exports(names)
@@ -202,7 +217,7 @@ class VolumeEngine:
         [bridged] = by_transport.values()
         await self._serve_bridged(listener, bridged)
 
-    async def _set_exports(self, wanted: Mapping[str, NbdExport]) -> None:
+    async def _set_exports(self, wanted: Mapping[str, NbdExport | Lun]) -> None:
         present = await self.daemon.exports()
         for name in present.keys() - wanted.keys():
             await self.daemon.remove_export(name)
@@ -211,7 +226,11 @@ class VolumeEngine:
         for name, export in wanted.items():
             node = present.get(name) or (free.pop(0) if free else VOLUME_NODE)
             await self._limit(node, export.limits)
-            if name not in present:
+            if name in present:
+                continue
+            if isinstance(export, Lun):
+                await self.daemon.add_vhost(name, self._lun_socket(export), node=node, writable=export.writable)
+            else:
                 await self.daemon.add_nbd(name, export.name, node=node, writable=export.writable)
 
     # -- limits --------------------------------------------------------------------------------------------
@@ -364,15 +383,23 @@ class VolumeEngine:
         size_bytes = await source.disk.run(os.path.getsize, source.plain_file)
         return self._link(f"lun-0-{size_bytes}", source.plain_file)
 
-    async def serve_luns(self, source: Source, wanted: Iterable[NbdExport]) -> Mapping[str, str]:
-        """For each export what our tgtd opens (native/tgt_nbd.c); a new name when the volume has grown."""
-        wanted = list(wanted)
-        await self.serve_nbd(source, wanted)
+    async def serve_luns(self, source: Source, wanted: Iterable[Lun]) -> Mapping[str, str]:
+        """For each LUN what our tgtd opens (native/tgt_vhost.c); a new name when the volume has grown."""
+        await self.start(source)
+        luns = {f"{_LUN}{lun.export_id}": lun for lun in wanted}
+        await self._set_exports(luns)
         size_bytes = await self.daemon.size_bytes()
         # A raw node keeps nothing in memory: what it acknowledged is in the page cache, and survives the daemon.
         kept = "" if source.plain_file is None else "&unflushed=kept"
-        tail = f"?socket={self.socket_path}{kept}&size={size_bytes}"
-        return {export.export_id: f"nbd+unix:///{export.name}{tail}" for export in wanted}
+        return {
+            lun.export_id: f"vhost-user-blk:///{lun.export_id}?socket={self._lun_socket(lun)}{kept}&size={size_bytes}"
+            for lun in luns.values()
+        }
+
+    def _lun_socket(self, lun: Lun) -> str:
+        # As long as bridge/qmp at most (config.py). 54 bits: nobody finds an export whose socket is another's.
+        digest = base64.urlsafe_b64encode(hashlib.sha256(lun.export_id.encode()).digest())
+        return f"{self.directory}/vu{digest[:_SOCKET_KEY].decode()}"
 
     async def show_view(self, source: Source, *, everybody: bool, limits: Mapping[str, int]) -> str:
         """The path of a file in which FUSE shows the content; a new one when the daemon or the size is another.

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from elemento_storage.engine.volume_engine import NbdExport, Source, Transport, VolumeEngine
+from elemento_storage.engine.volume_engine import Lun, Source, VolumeEngine
 from elemento_storage.errors import ExportFailed, StorageError
 from elemento_storage.exports.base import Attachment, Exporter
 from elemento_storage.exports.nbd import NbdServerSettings
@@ -49,7 +49,7 @@ class Publisher:
         run_directory: str,
         exporters: Mapping[Protocol, Exporter],
         nbd: NbdServerSettings,
-        luns_speak_nbd: Callable[[], bool],
+        luns_are_shared: Callable[[], bool],
         server_id: str,
     ) -> None:
         self.exporters = exporters
@@ -58,7 +58,7 @@ class Publisher:
         self._claim: int | None = None
         self._volumes = f"{run_directory}/v"
         self._nbd = nbd
-        self._luns_speak_nbd = luns_speak_nbd
+        self._luns_are_shared = luns_are_shared
         self._engines: dict[str, VolumeEngine] = {}
         self._one_at_a_time = KeyedLocks()
 
@@ -227,7 +227,7 @@ class Publisher:
         is_plain = source.plain_file is not None and not (through_daemon or await engine.is_serving())
         if is_plain and not (with_smb or is_limited):
             path = await engine.show_plain(source)
-        elif self._luns_speak_nbd() and not (with_smb or is_viewed):
+        elif self._luns_are_shared() and not (with_smb or is_viewed):
             return Attachment(engine, source, await engine.serve_luns(source, [_lun(record) for record in records]))
         else:
             limits = records[0].limits.throttle_limits()
@@ -252,12 +252,5 @@ class Publisher:
         os.rename(f"{path}.new", path)
 
 
-def _lun(record: ExportRecord) -> NbdExport:
-    """The NBD export that is an iSCSI LUN; tgtd is its only client."""
-    return NbdExport(
-        export_id=record.export_id,
-        name=record.export_id,
-        writable=not record.readonly,
-        transport=Transport.UNIX,
-        limits=record.limits.throttle_limits(),
-    )
+def _lun(record: ExportRecord) -> Lun:
+    return Lun(record.export_id, not record.readonly, record.limits.throttle_limits())

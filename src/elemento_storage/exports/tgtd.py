@@ -32,7 +32,7 @@ _LARGEST_ANSWER: Final = 1 << 26
 _CONTROL_PORT: Final = 1  # the number is part of the socket's name, and the socket is in a directory of our own
 
 
-LIBRARY: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "native", "tgt_nbd.so")
+LIBRARY: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "native", "tgt_vhost.so")
 
 
 class Mode(IntEnum):
@@ -97,8 +97,8 @@ class Target:
 class Tgtd:
     """One tgtd process in a run directory, listening on one portal."""
 
-    def __init__(self, run_directory: str, host: str, port: int, backing: IscsiBacking = IscsiBacking.NBD) -> None:
-        self._with_library = backing is IscsiBacking.NBD and os.path.exists(LIBRARY)
+    def __init__(self, run_directory: str, host: str, port: int, backing: IscsiBacking = IscsiBacking.VHOST) -> None:
+        self._with_library = backing is IscsiBacking.VHOST and os.path.exists(LIBRARY)
         self.directory = f"{run_directory}/tgt"
         self.portal = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._socket = f"{self.directory}/ipc.{_CONTROL_PORT}"
@@ -189,8 +189,8 @@ class Tgtd:
         return telling[-1].partition(") ")[2] or telling[-1] if telling else "it said nothing"
 
     @property
-    def speaks_nbd(self) -> bool:
-        """Whether a LUN may be an NBD export (native/tgt_nbd.c): of the process that runs, or of one to be started."""
+    def speaks_vhost(self) -> bool:
+        """Whether a LUN may be a vhost-user-blk export (native/tgt_vhost.c): of the process that runs, or of one to be started."""
         pid = self.pid
         if pid is None:
             return self._with_library

@@ -1,10 +1,11 @@
-"""native/tgt_nbd.c for real: tgtd with the library, qemu-storage-daemon below it, real initiators above."""
+"""native/tgt_vhost.c for real: tgtd with the library, qemu-storage-daemon below it, real initiators above."""
 
 import contextlib
 import json
 import os
 import random
 import re
+import select
 import signal
 import socket
 import struct
@@ -26,7 +27,7 @@ MIB = 1 << 20
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("native")
     subprocess.run(["make", "-s", "-C", NATIVE, f"out={out}"], check=True)
-    return out / "tgt_nbd.so"
+    return out / "tgt_vhost.so"
 
 
 def wait_until(condition: Any, seconds: float = 10) -> None:
@@ -38,7 +39,7 @@ def wait_until(condition: Any, seconds: float = 10) -> None:
 
 @dataclass
 class Daemon:
-    """A qemu-storage-daemon with one image, exported over NBD on a Unix socket."""
+    """A qemu-storage-daemon with one image, exported by vhost-user-blk."""
 
     image: Path
     image_format: str = "qcow2"
@@ -51,7 +52,11 @@ class Daemon:
         return self.image.with_suffix(".sock")
 
     def uri(self, more: str = "") -> str:
-        return f"nbd+unix:///vol?socket={self.socket}{more}"
+        return f"vhost-user-blk:///vol?socket={self.socket}{more}"
+
+    @property
+    def export(self) -> str:
+        return f"id=export,iothread=io,addr.type=unix,addr.path={self.socket},num-queues=16{self.export_options}"
 
     def start(self) -> None:
         monitor = self.image.with_suffix(".qmp")
@@ -59,6 +64,7 @@ class Daemon:
         self.process = subprocess.Popen(
             [
                 "qemu-storage-daemon",
+                *("--object", "iothread,id=io"),
                 *("--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off"),
                 *("--monitor", "chardev=monitor,mode=control"),
                 *("--blockdev", self.file_options or f"driver=file,node-name=file,filename={self.image},discard=unmap"),
@@ -66,8 +72,7 @@ class Daemon:
                     "--blockdev",
                     f"driver={self.image_format},node-name=vol,file=file,discard=unmap,read-only={read_only}",
                 ),
-                *("--nbd-server", f"addr.type=unix,addr.path={self.socket},max-connections=0"),
-                *("--export", f"type=nbd,id=export,node-name=vol,name=vol{self.export_options}"),
+                *("--export", f"type=vhost-user-blk,node-name=vol,{self.export}"),
             ],
             stdin=subprocess.DEVNULL,
         )
@@ -278,7 +283,7 @@ def test_without_the_library_the_export_or_the_daemon_nothing_is_opened(lab: Lab
     with pytest.raises(subprocess.CalledProcessError):
         bare.add(daemon.uri())
     with pytest.raises(subprocess.CalledProcessError):
-        tgtd.add(daemon.uri().replace("/vol?", "/other?"))
+        tgtd.add(daemon.uri().replace(".sock", ".other"))
     daemon.stop()
     with pytest.raises(subprocess.CalledProcessError):
         tgtd.add(daemon.uri())
@@ -368,7 +373,7 @@ def test_the_loss_is_told_although_the_path_was_set_anew(lab: Lab) -> None:
 
 def test_a_daemon_that_stays_away_is_an_error_in_time(lab: Lab) -> None:
     daemon = lab.daemon()
-    session = lab.session(lab.tgtd(TGT_NBD_RECONNECT="2").add(daemon.uri()))
+    session = lab.session(lab.tgtd(TGT_VHOST_RECONNECT="2").add(daemon.uri()))
     daemon.stop(signal.SIGKILL)
     start = time.monotonic()
     assert not session.works("read 0 1M")
@@ -387,26 +392,38 @@ def test_a_request_that_every_daemon_dies_of_is_an_error_in_time(lab: Lab) -> No
     listener.listen(64)
 
     def serve() -> None:
-        """The handshake of an NBD server, and no more."""
+        """What a vhost-user-blk server says until everything is set up; the first request ends it."""
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError:
                 return
+            answers = {
+                1: struct.pack("<Q", 1 << 32 | 1 << 30 | 1 << 9),  # features: virtio 1, more features, flush
+                15: struct.pack("<Q", 1 << 9 | 1 << 3 | 1),  # configuration, acknowledgements, several queues
+                17: struct.pack("<Q", 1),
+                18: struct.pack("<Q", 0),
+                24: struct.pack("<IIIQ", 0, 8, 0, MIB // 512),
+            }
+            descriptors: list[int] = []
+            request = 0
             with connection:
-                connection.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3))
-                received = b""
-                while len(received) < 4 + 16 + 6 + len("vol"):
-                    received += connection.recv(4096)
-                reply = 0x3E889045565A9
-                export = struct.pack(">HQH", 0, MIB, 0x145)  # flush, write zeroes, several connections
-                connection.sendall(struct.pack(">QIII", reply, 7, 3, len(export)) + export)
-                connection.sendall(struct.pack(">QIII", reply, 7, 1, 0))
-                connection.recv(28)
+                while request != 18:
+                    head, more, _, _ = socket.recv_fds(connection, 12, 1)
+                    if not head:
+                        break
+                    descriptors += more
+                    request, _, length = struct.unpack("<III", head)
+                    connection.recv(length, socket.MSG_WAITALL)
+                    if answer := answers.get(request):
+                        connection.sendall(struct.pack("<III", request, 5, len(answer)) + answer)
+                select.select(descriptors[-1:], [], [])  # kicked
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     threading.Thread(target=serve, daemon=True).start()
-    tgtd = lab.tgtd(TGT_NBD_RECONNECT="1")
-    session = lab.session(tgtd.add(f"nbd+unix:///vol?socket={path}"))
+    tgtd = lab.tgtd(TGT_VHOST_RECONNECT="1")
+    session = lab.session(tgtd.add(f"vhost-user-blk:///vol?socket={path}"))
     start = time.monotonic()
     assert not session.works("write 0 4k")
     assert 0.9 < time.monotonic() - start < 4
@@ -463,7 +480,11 @@ def test_a_resize_under_load_is_seen_and_disturbs_nobody(lab: Lab) -> None:
     for megabytes in range(80, 144, 16):
         time.sleep(0.2)
         daemon.qmp(("block-export-del", {"id": "export", "mode": "hard"}), event="BLOCK_EXPORT_DELETED")
-        export = {"type": "nbd", "id": "export", "node-name": "vol", "name": "vol", "writable": True}
+        export = {
+            **{"type": "vhost-user-blk", "id": "export", "node-name": "vol", "writable": True, "num-queues": 16},
+            "iothread": "io",
+            "addr": {"type": "unix", "path": str(daemon.socket)},
+        }
         resize = {"node-name": "vol", "size": megabytes * MIB}
         daemon.qmp(("block_resize", resize), ("block-export-add", export))
         for change in ("online=0", f"path={daemon.uri()}", "online=1"):

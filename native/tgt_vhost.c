@@ -1,36 +1,37 @@
 /*
  * SPDX-License-Identifier: Apache-2.0
  *
- * tgt_nbd: lets tgtd serve an NBD export as if it were a file.
+ * tgt_vhost: lets tgtd serve a vhost-user-blk export of qemu-storage-daemon as if it were a file.
  *
  * What. A library for LD_PRELOAD into a tgtd of our own. A logical unit whose backing store (bstype rdwr) is
  *
- *     nbd+unix:///EXPORT?socket=PATH                 an NBD URI (nothing in it may need percent-encoding)
- *     nbd+unix:///EXPORT?socket=PATH&unflushed=kept  the same, see «A daemon that died»
- *     …&size=BYTES                                   the same again; whoever set the path sees that it has grown since
+ *     vhost-user-blk:///NAME?socket=PATH                 (nothing in it may need percent-encoding)
+ *     vhost-user-blk:///NAME?socket=PATH&unflushed=kept  the same, see «A daemon that died»
+ *     …&size=BYTES                                       the same again; whoever set the path sees that it has grown since
  *
  * is read and written through the Unix socket at PATH; every other path and descriptor goes to libc untouched. Without
- * this library such a path is a file that does not exist, so nothing can go to the wrong place by mistake.
+ * this library such a path is a file that does not exist, so nothing can go to the wrong place by mistake. NAME is for
+ * people who look at what tgtd has open.
  *
  * Why. A qcow2 image can be written only by QEMU, so tgtd has to reach it through qemu-storage-daemon. Its FUSE export
- * serialises writes, cannot punch holes that are not cluster-aligned, and excludes an NBD export of the same image. A
- * backing store module of tgtd would have to know the layout of tgtd's private structures; the dozen libc calls that
- * its rdwr store makes are a stable interface.
+ * serialises writes, cannot punch holes that are not cluster-aligned, and copies all data twice more; an NBD export
+ * copies them as often and takes twice the system calls. A backing store module of tgtd would have to know the layout of
+ * tgtd's private structures; the dozen libc calls that its rdwr store makes are a stable interface.
  *
  * How. open() on such a path gives a number that is no kernel descriptor (FIRST_FD and up, never given twice in a row),
  * so one comparison tells ours from others and a late use of a closed one is EBADF, never somebody else's file. Each
- * call borrows a connection for one request and waits for its reply; connections are opened when all others are busy
- * and the one last used is taken first. Nothing is done over the network with the lock held.
+ * call borrows a lane (vhost_blk.h) for one request and waits for its completion; the lane last used is taken first, so
+ * that no more memory is touched than there are requests at once. Nothing is done on a socket with the lock held.
  *
- * A daemon that died. Requests without a reply wait for the socket to answer again, at most TGT_NBD_RECONNECT seconds
- * (30) after it was lost, then fail with EIO; they are sent again as they were. A restarted daemon has forgotten what it
- * kept in memory: writes it acknowledged but was never told to flush may be gone (qcow2 writes its tables late). The
- * client must not hear that a later flush made them durable, so when such writes exist and another process answers, the
- * next flush on every descriptor of the export fails once with EIO, as fsync() does after a failed write-back.
+ * A daemon that died. Requests that were not completed wait for the socket to answer again, at most TGT_VHOST_RECONNECT
+ * seconds (30) after it was lost, then fail with EIO; they are sent again as they were. A restarted daemon has forgotten
+ * what it kept in memory: writes it acknowledged but was never told to flush may be gone (qcow2 writes its tables late).
+ * The client must not hear that a later flush made them durable, so when such writes exist and another process answers,
+ * the next flush on every descriptor of the export fails once with EIO, as fsync() does after a failed write-back.
  * «unflushed=kept» says that the daemon keeps nothing in memory, which is true of raw images: no flush fails then.
  *
- * Protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md (fixed newstyle, simple replies) and
- * uri.md beside it. The daemon needs max-connections=0 or room for TGT_NBD_CONNECTIONS (16) for each export.
+ * The daemon serves one client at a time: every URI needs an export of its own, with as many queues as tgtd has threads
+ * for a unit (TGT_VHOST_LANES, 16).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -50,6 +51,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vhost_blk.h"
+
 _Static_assert(sizeof(off_t) == 8, "the plain and the 64-bit calls have to be the same");
 
 #define EXPORTED __attribute__((visibility("default")))
@@ -57,55 +60,40 @@ _Static_assert(sizeof(off_t) == 8, "the plain and the 64-bit calls have to be th
 #define NEXT(name) ({ static __typeof__(name) *next; if (!next) next = dlsym(RTLD_NEXT, #name); next; })
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
-/* ---- The protocol ---------------------------------------------------------------------------------------------- */
-
-enum {
-    FLAG_FIXED_NEWSTYLE = 1, FLAG_NO_ZEROES = 2,                        /* of the handshake, both sides alike */
-    HAS_READ_ONLY = 1 << 1, HAS_FLUSH = 1 << 2, HAS_WRITE_ZEROES = 1 << 6, HAS_MULTI_CONN = 1 << 8, /* of an export */
-    OPTION_GO = 7, REPLY_ACK = 1, REPLY_INFO = 3, INFO_EXPORT = 0,
-    READ = 0, WRITE = 1, FLUSH = 3, WRITE_ZEROES = 6,
-    NBD_ESHUTDOWN = 108,
-};
-#define NBD_MAGIC 0x4e42444d41474943ULL
-#define OPTION_MAGIC 0x49484156454f5054ULL
-#define OPTION_REPLY_MAGIC 0x0003e889045565a9ULL
-#define REQUEST_MAGIC 0x25609513U
-#define REPLY_MAGIC 0x67446698U
-#define MAX_PAYLOAD (32U << 20)  /* every server takes this much */
-#define MAX_ZEROES (1U << 30)
-
-struct greeting { uint64_t magic, option_magic; uint16_t flags; } __attribute__((packed));
-struct option { uint64_t magic; uint32_t option, length; } __attribute__((packed));
-struct option_reply { uint64_t magic; uint32_t option, type, length; } __attribute__((packed));
-struct export_info { uint16_t type; uint64_t size; uint16_t flags; } __attribute__((packed));
-struct request { uint32_t magic; uint16_t flags, command; uint64_t cookie, offset; uint32_t length; } __attribute__((packed));
-struct reply { uint32_t magic, error; uint64_t cookie; } __attribute__((packed));
-
 /* ---- What is kept in memory ------------------------------------------------------------------------------------ */
 
+struct process { pid_t pid; unsigned long long start; };
+
+/* A lane that is idle, or borrowed for one request. */
 struct connection {
     struct connection *next;
-    int socket;
-    unsigned generation;  /* which daemon is at the other end: volume.generation when it was opened */
+    struct vhost_lane *lane;
+    unsigned generation;            /* which daemon is at the other end: volume.generation when it was opened */
 };
 
-struct process { pid_t pid; unsigned long long start; };
+/* A new session: all its lanes, and what is at the other end. */
+struct session {
+    struct connection *connections;
+    struct vhost_server server;
+    struct process process;
+};
 
 /* An export: one per URI, shared by the descriptors opened on it. */
 struct volume {
     struct volume *next;
-    char *uri, *export_name;
+    char *uri;
     struct sockaddr_un address;
     bool keeps_unflushed;
-    unsigned descriptors, connections, limit, waiting;
+    unsigned descriptors, connections, waiting;
+    pthread_rwlock_t writes;        /* held by every write; alone by one of a part of a sector */
     pthread_cond_t changed;         /* a connection is idle or gone, or a descriptor closed */
     struct connection *idle;
+    struct vhost_server server;     /* as it was when it was last connected to */
     struct process daemon;
     unsigned generation;            /* daemons seen */
     unsigned losses, losses_told;   /* how often unflushed writes were lost; what a new descriptor need not tell */
     uint64_t written, flushed;      /* writes acknowledged; how many of them a flush has covered */
     int64_t down_since;             /* 0 while it answers */
-    uint16_t flags;                 /* of the export */
 };
 
 struct descriptor {
@@ -121,7 +109,7 @@ struct descriptor {
 #define FIRST_FD (1 << 30)
 static struct descriptor *descriptors[SLOTS];
 static struct volume *volumes;
-static unsigned opened, reconnect_seconds, connection_limit;
+static unsigned opened, reconnect_seconds, lanes;
 /* One lock for all of the above: it is held for some instructions at a time, a request takes 100 times as long. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -144,83 +132,7 @@ static void wait_for_change(struct volume *volume, int64_t at_most)
     volume->waiting--;
 }
 
-/* ---- Bytes on a socket ----------------------------------------------------------------------------------------- */
-
-static bool advance(struct msghdr *message, size_t done)
-{
-    while (message->msg_iovlen && done >= message->msg_iov->iov_len) {
-        done -= message->msg_iov->iov_len;
-        message->msg_iov++;
-        message->msg_iovlen--;
-    }
-    if (message->msg_iovlen) {
-        message->msg_iov->iov_base = (char *)message->msg_iov->iov_base + done;
-        message->msg_iov->iov_len -= done;
-    }
-    return message->msg_iovlen > 0;
-}
-
-static bool send_all(int socket, const void *head, size_t head_length, const void *body, size_t body_length)
-{
-    struct iovec parts[] = {{(void *)head, head_length}, {(void *)body, body_length}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = body_length ? 2 : 1};
-    ssize_t sent;
-    do {
-        sent = sendmsg(socket, &message, MSG_NOSIGNAL);
-        if (sent < 0 && errno != EINTR)
-            return false;
-    } while (advance(&message, sent > 0 ? (size_t)sent : 0));
-    return true;
-}
-
-static bool receive_all(int socket, void *data, size_t length)
-{
-    while (length) {
-        ssize_t got = recv(socket, data, length, MSG_WAITALL);
-        if (got == 0 || (got < 0 && errno != EINTR))
-            return false;
-        if (got > 0) {
-            data = (char *)data + got;
-            length -= (size_t)got;
-        }
-    }
-    return true;
-}
-
-/* One request and its reply: 0 or the errno the server answers, -1 when the connection is of no more use. */
-static int exchange(int socket, uint16_t command, void *data, uint32_t length, uint64_t offset)
-{
-    static uint64_t last_cookie;
-    const uint64_t cookie = __atomic_add_fetch(&last_cookie, 1, __ATOMIC_RELAXED);
-    const struct request request = {htobe32(REQUEST_MAGIC), 0, htobe16(command), cookie, htobe64(offset), htobe32(length)};
-    struct reply reply;
-    struct iovec parts[] = {{&reply, sizeof reply}, {data, length}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = command == READ ? 2 : 1};
-    size_t received = 0;
-
-    if (!send_all(socket, &request, sizeof request, data, command == WRITE ? length : 0))
-        return -1;
-    /* The data of a read mostly come with the reply; without them when it is an error. */
-    while (received < sizeof reply) {
-        ssize_t got = recvmsg(socket, &message, 0);
-        if (got == 0 || (got < 0 && errno != EINTR))
-            return -1;
-        if (got > 0) {
-            received += (size_t)got;
-            advance(&message, (size_t)got);
-        }
-    }
-    if (be32toh(reply.magic) != REPLY_MAGIC || reply.cookie != cookie || be32toh(reply.error) == NBD_ESHUTDOWN)
-        return -1;
-    if (reply.error)
-        return received == sizeof reply ? (int)be32toh(reply.error) : -1; /* NBD's numbers are those of Linux */
-    received -= sizeof reply;
-    if (command == READ && !receive_all(socket, (char *)data + received, length - received))
-        return -1;
-    return 0;
-}
-
-/* ---- Connections ----------------------------------------------------------------------------------------------- */
+/* ---- Sessions and their lanes ----------------------------------------------------------------------------------- */
 
 /* Which process listens; one that cannot be told equals no other. */
 static struct process peer_of(int socket)
@@ -245,102 +157,80 @@ static struct process peer_of(int socket)
     return process;
 }
 
-/* The handshake: 0 or an errno. */
-static int shake_hands(int socket, const char *name, uint64_t *size, uint16_t *flags)
+static void hang_up(struct connection *connection)
 {
-    const uint32_t name_length = (uint32_t)strlen(name);
-    const uint32_t answer = htobe32(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES), length = htobe32(name_length);
-    const uint16_t no_requests = 0;
-    const struct option option = {htobe64(OPTION_MAGIC), htobe32(OPTION_GO), htobe32(name_length + 6)};
-    struct greeting greeting;
-    struct option_reply reply;
-    char data[4096];
+    vhost_close(connection->lane);
+    free(connection);
+}
 
-    if (!receive_all(socket, &greeting, sizeof greeting))
-        return EIO;
-    if (be64toh(greeting.magic) != NBD_MAGIC || be64toh(greeting.option_magic) != OPTION_MAGIC ||
-        (be16toh(greeting.flags) & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)) != (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES))
-        return EPROTO;
-    if (!send_all(socket, &answer, sizeof answer, &option, sizeof option) ||
-        !send_all(socket, &length, sizeof length, name, name_length) ||
-        !send_all(socket, &no_requests, sizeof no_requests, NULL, 0))
-        return EIO;
-    for (*flags = 0;;) {
-        struct export_info info;
-        if (!receive_all(socket, &reply, sizeof reply))
-            return EIO;
-        const uint32_t type = be32toh(reply.type), data_length = be32toh(reply.length);
-        if (be64toh(reply.magic) != OPTION_REPLY_MAGIC || data_length > sizeof data)
-            return EPROTO;
-        if (!receive_all(socket, data, data_length))
-            return EIO;
-        if (type == REPLY_ACK)
-            return *flags & 1 ? 0 : EPROTO; /* bit 0 is set in the flags of every export */
-        if (type != REPLY_INFO)
-            return ENOENT; /* it refuses; mostly because it has no such export (any more) */
-        memcpy(&info, data, MIN(sizeof info, data_length));
-        if (data_length >= sizeof info && be16toh(info.type) == INFO_EXPORT) {
-            *size = be64toh(info.size);
-            *flags = be16toh(info.flags);
+/* The end of a session that was not adopted. */
+static void drop(struct session *session)
+{
+    for (struct connection *next, *connection = session->connections; connection; connection = next) {
+        next = connection->next;
+        hang_up(connection);
+    }
+}
+
+/* A session that is ready for requests: 0 or an errno. Called without the lock. */
+static int dial(const struct volume *volume, int seconds, struct session *session)
+{
+    struct vhost_lane *first;
+    int error;
+
+    *session = (struct session){0};
+    if ((error = vhost_connect(&volume->address, lanes, seconds, &first, &session->server)) != 0)
+        return error;
+    session->process = peer_of(session->server.socket);
+    const unsigned count = session->server.lanes;
+    for (unsigned number = 0; number < count; number++) {
+        struct connection *connection = malloc(sizeof *connection);
+        if (!connection) {
+            vhost_close(vhost_lane(first, number)); /* it goes on with fewer */
+            session->server.lanes--;
+            continue;
         }
+        *connection = (struct connection){.next = session->connections, .lane = vhost_lane(first, number)};
+        session->connections = connection;
     }
+    return session->connections ? 0 : ENOMEM;
 }
 
-/* A new socket that is ready for requests; negative with errno. Called without the lock. */
-static int dial(const struct volume *volume, int seconds, uint64_t *size, uint16_t *flags)
+/* Takes note of who is at the other end of a new session, and of what was lost if it is somebody else. */
+static void adopt(struct volume *volume, struct session *session)
 {
-    struct timeval limit = {seconds, 0};
-    int error = 0, fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct process *peer = &session->process;
+    const bool same = peer->pid && peer->pid == volume->daemon.pid && peer->start == volume->daemon.start;
 
-    if (fd < 0)
-        return -1;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    if (connect(fd, (const struct sockaddr *)&volume->address, sizeof volume->address) != 0)
-        error = errno;
-    else
-        error = shake_hands(fd, volume->export_name, size, flags);
-    if (error) {
-        close(fd);
-        errno = error;
-        return -1;
-    }
-    limit.tv_sec = 0;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    return fd;
-}
-
-/* Takes note of who is at the other end of a new connection, and of what was lost if it is somebody else. */
-static struct connection *adopt(struct volume *volume, int socket, struct process peer)
-{
-    struct connection *connection = malloc(sizeof *connection);
-    const bool same = peer.pid && peer.pid == volume->daemon.pid && peer.start == volume->daemon.start;
-
-    if (!connection)
-        return NULL;
     if (!same) {
         if (volume->written > volume->flushed && !volume->keeps_unflushed) {
             volume->losses++;
-            fprintf(stderr, "tgt_nbd: %s: another daemon answers; unflushed writes may be lost, the next flush fails\n",
+            fprintf(stderr, "tgt_vhost: %s: another daemon answers; unflushed writes may be lost, the next flush fails\n",
                     volume->uri);
         }
         volume->flushed = volume->written;
-        volume->daemon = peer;
+        volume->daemon = *peer;
         volume->generation++;
     }
     if (volume->down_since)
-        fprintf(stderr, "tgt_nbd: %s: answers again after %lld ms\n", volume->uri,
+        fprintf(stderr, "tgt_vhost: %s: answers again after %lld ms\n", volume->uri,
                 (long long)(milliseconds() - volume->down_since));
     volume->down_since = 0;
-    *connection = (struct connection){.socket = socket, .generation = volume->generation};
-    return connection;
+    volume->server = session->server;
+    volume->connections = session->server.lanes;
+    for (struct connection *next, *connection = session->connections; connection; connection = next) {
+        next = connection->next;
+        connection->generation = volume->generation;
+        connection->next = volume->idle;
+        volume->idle = connection;
+    }
+    if (volume->waiting)
+        pthread_cond_broadcast(&volume->changed);
 }
 
 static void discard(struct volume *volume, struct connection *connection)
 {
-    close(connection->socket);
-    free(connection);
+    hang_up(connection);
     volume->connections--;
 }
 
@@ -364,33 +254,30 @@ static struct connection *borrow(struct descriptor *descriptor)
             volume->idle = connection->next;
             return connection;
         }
-        if (volume->connections >= volume->limit) {
+        /* The daemon takes one client: the next session begins when every lane of the last one is given up. */
+        if (volume->connections) {
             wait_for_change(volume, 500);
             continue;
         }
-        volume->connections++;
+        struct session session;
+        volume->connections = 1; /* nobody else dials */
         pthread_mutex_unlock(&lock);
-        uint64_t size;
-        uint16_t flags;
-        int fd = dial(volume, 5, &size, &flags);
-        struct process peer = {0, 0};
-        if (fd >= 0)
-            peer = peer_of(fd);
+        int error = dial(volume, 5, &session);
         pthread_mutex_lock(&lock);
-        if (fd >= 0 && volume->flags & ~flags & (HAS_FLUSH | HAS_MULTI_CONN)) {
-            close(fd); /* flushes would not do any more what open_export() relied on */
-            fd = -1;
-            errno = EPROTO;
+        if (!error && volume->server.flushes && !session.server.flushes) {
+            drop(&session); /* it would not do any more what open_export() relied on */
+            error = EPROTO;
         }
-        if (fd >= 0 && (connection = adopt(volume, fd, peer)) != NULL)
-            return connection;
-        if (fd >= 0)
-            close(fd);
-        volume->connections--;
+        if (!error) {
+            adopt(volume, &session);
+            continue;
+        }
+        volume->connections = 0;
+        errno = error;
         const int64_t now = milliseconds();
         if (!volume->down_since) {
             volume->down_since = now;
-            fprintf(stderr, "tgt_nbd: %s: does not answer (%m), trying for %u s\n", volume->uri, reconnect_seconds);
+            fprintf(stderr, "tgt_vhost: %s: does not answer (%m), trying for %u s\n", volume->uri, reconnect_seconds);
         }
         if (now - volume->down_since >= reconnect_seconds * 1000LL)
             break;
@@ -401,7 +288,7 @@ static struct connection *borrow(struct descriptor *descriptor)
 }
 
 /* Does one request, however many connections it takes: 0, or -1 with errno. */
-static int perform(struct descriptor *descriptor, uint16_t command, void *data, uint32_t length, uint64_t offset)
+static int perform(struct descriptor *descriptor, enum vhost_request request, void *data, uint32_t length, uint64_t offset)
 {
     struct volume *volume = descriptor->volume;
     int64_t first_loss = 0;
@@ -415,12 +302,12 @@ static int perform(struct descriptor *descriptor, uint16_t command, void *data, 
             break;
         }
         const uint64_t covered = volume->written;
-        if (command == FLUSH && descriptor->losses_told != volume->losses) {
+        if (request == VHOST_FLUSH && descriptor->losses_told != volume->losses) {
             descriptor->losses_told = volume->losses_told = volume->losses;
             error = EIO;
         } else {
             pthread_mutex_unlock(&lock);
-            error = exchange(connection->socket, command, data, length, offset);
+            error = vhost_exchange(connection->lane, request, data, length, offset);
             pthread_mutex_lock(&lock);
             /* A reply of a daemon that another one has replaced meanwhile says nothing about what that one has. */
             if (connection->generation != volume->generation)
@@ -428,7 +315,7 @@ static int perform(struct descriptor *descriptor, uint16_t command, void *data, 
         }
         if (error < 0) {
             discard(volume, connection);
-            discard_idle(volume); /* to the same daemon */
+            discard_idle(volume); /* they are of the same session */
             if (!first_loss)
                 first_loss = milliseconds();
             else if (milliseconds() - first_loss < reconnect_seconds * 1000LL)
@@ -441,9 +328,9 @@ static int perform(struct descriptor *descriptor, uint16_t command, void *data, 
         }
         if (volume->waiting)
             pthread_cond_broadcast(&volume->changed);
-        if (error == 0 && command == FLUSH && covered > volume->flushed)
+        if (error == 0 && request == VHOST_FLUSH && covered > volume->flushed)
             volume->flushed = covered;
-        if (error == 0 && (command == WRITE || command == WRITE_ZEROES))
+        if (error == 0 && (request == VHOST_WRITE || request == VHOST_WRITE_ZEROES))
             volume->written++;
     }
     pthread_mutex_unlock(&lock);
@@ -453,12 +340,11 @@ static int perform(struct descriptor *descriptor, uint16_t command, void *data, 
 
 /* ---- Volumes and descriptors ----------------------------------------------------------------------------------- */
 
-#define URI_START "nbd+unix:///"
+#define URI_START "vhost-user-blk:///"
 
 static void free_volume(struct volume *volume)
 {
     free(volume->uri);
-    free(volume->export_name);
     free(volume);
 }
 
@@ -466,16 +352,15 @@ static void free_volume(struct volume *volume)
 static struct volume *parse(const char *uri)
 {
     struct volume *volume = calloc(1, sizeof *volume);
-    char *query, *word;
+    char *words = strdup(uri), *query = words, *word;
 
-    if (!volume || !(volume->uri = strdup(uri)) || !(volume->export_name = strdup(uri + strlen(URI_START)))) {
+    if (!volume || !words || !(volume->uri = strdup(uri))) {
         errno = ENOMEM;
         goto failed;
     }
     errno = EINVAL;
     if (strchr(uri, '%'))
         goto failed;
-    query = volume->export_name;
     strsep(&query, "?");
     while ((word = strsep(&query, "&")) != NULL) {
         if (strncmp(word, "socket=", 7) == 0) {
@@ -494,8 +379,11 @@ static struct volume *parse(const char *uri)
         goto failed;
     volume->address.sun_family = AF_UNIX;
     pthread_cond_init(&volume->changed, NULL);
+    pthread_rwlock_init(&volume->writes, NULL);
+    free(words);
     return volume;
 failed:
+    free(words);
     if (volume)
         free_volume(volume);
     return NULL;
@@ -538,25 +426,36 @@ static unsigned setting(const char *name, unsigned otherwise)
     return value && *value ? (unsigned)strtoul(value, NULL, 10) : otherwise;
 }
 
+/* Whether there are lanes, and not of a session whose end nobody has noticed yet; with the lock held. */
+static bool has_session(struct volume *volume)
+{
+    for (const int64_t start = milliseconds(); volume->connections && milliseconds() < start + 2000;) {
+        if (!volume->idle)
+            wait_for_change(volume, 50);
+        else if (vhost_lives(volume->idle->lane))
+            break;
+        else
+            discard_idle(volume);
+    }
+    return volume->connections > 0;
+}
+
 static int open_export(const char *uri, int flags)
 {
     struct descriptor *descriptor = NULL;
-    struct connection *connection = NULL;
-    struct process peer = {0, 0};
-    uint64_t size;
-    uint16_t export_flags;
+    struct session session = {0};
     unsigned slot;
-    int fd, error = 0, number = -1;
+    int error = 0, number = -1;
 
     if (flags & (O_SYNC | O_DSYNC | O_CREAT | O_TRUNC)) {
         errno = EINVAL;
         return -1;
     }
     pthread_mutex_lock(&lock);
-    if (!connection_limit) {
-        reconnect_seconds = setting("TGT_NBD_RECONNECT", 30);
-        connection_limit = setting("TGT_NBD_CONNECTIONS", 16);
-        connection_limit += !connection_limit;
+    if (!lanes) {
+        reconnect_seconds = setting("TGT_VHOST_RECONNECT", 30);
+        lanes = setting("TGT_VHOST_LANES", 16);
+        lanes += !lanes;
     }
     /* A volume that has grown is still the same one: what is known of its unflushed writes goes on. */
     const char *size_word = strstr(uri, "&size=");
@@ -568,40 +467,36 @@ static int open_export(const char *uri, int flags)
         return -1;
     }
     volume->descriptors++;
-    volume->connections++;
-    pthread_mutex_unlock(&lock);
-    /* One attempt only: tgtd opens in the thread that serves all its connections. */
-    if ((fd = dial(volume, 2, &size, &export_flags)) < 0)
-        error = errno;
-    else
-        peer = peer_of(fd);
-    pthread_mutex_lock(&lock);
+    const bool is_connected = has_session(volume);
+    if (!is_connected) {
+        volume->connections = 1;
+        pthread_mutex_unlock(&lock);
+        /* One attempt only: tgtd opens in the thread that serves all its connections. */
+        error = dial(volume, 2, &session);
+        pthread_mutex_lock(&lock);
+    }
+    const struct vhost_server *server = is_connected ? &volume->server : &session.server;
     for (slot = 0; slot < SLOTS && descriptors[slot];)
         slot++;
-    if (!error && flags & O_ACCMODE && export_flags & HAS_READ_ONLY)
+    if (!error && flags & O_ACCMODE && server->read_only)
         error = EROFS; /* tgtd tries again, read-only */
-    else if (!error && flags & O_ACCMODE && !(export_flags & HAS_FLUSH))
+    else if (!error && flags & O_ACCMODE && !server->flushes)
         error = EOPNOTSUPP; /* nothing would ever be durable */
     else if (!error && slot == SLOTS)
         error = EMFILE;
-    else if (!error && ((descriptor = calloc(1, sizeof *descriptor)) == NULL ||
-                        (connection = adopt(volume, fd, peer)) == NULL))
+    else if (!error && (descriptor = calloc(1, sizeof *descriptor)) == NULL)
         error = ENOMEM;
     if (!error) {
         number = FIRST_FD + (int)(opened++ % (FIRST_FD / SLOTS) * SLOTS + slot);
-        volume->flags = export_flags;
-        /* Without the promise of MULTI_CONN a flush covers the writes of its own connection only. */
-        volume->limit = export_flags & HAS_MULTI_CONN && peer.pid ? connection_limit : 1;
-        connection->next = volume->idle;
-        volume->idle = connection;
+        if (!is_connected)
+            adopt(volume, &session);
         *descriptor = (struct descriptor){.volume = volume, .number = number, .writable = (flags & O_ACCMODE) != O_RDONLY,
-                                          .losses_told = volume->losses_told, .size = size};
+                                          .losses_told = volume->losses_told, .size = volume->server.size};
         descriptors[slot] = descriptor;
     } else {
-        if (fd >= 0)
-            close(fd);
-        free(descriptor);
-        volume->connections--;
+        drop(&session);
+        if (!is_connected)
+            volume->connections = 0;
         release(volume);
     }
     pthread_mutex_unlock(&lock);
@@ -677,24 +572,73 @@ static int close_export(int number)
     return 0;
 }
 
-/* Any length, in pieces that a server takes. All of it or an error. */
-static int transfer(int number, uint16_t command, void *data, uint64_t length, off_t offset)
+/* A part of one sector, which the daemon takes whole only. (A SCSI command may carry less data than its blocks have.) */
+static int transfer_part(struct descriptor *descriptor, enum vhost_request request, char *data, uint32_t length, uint64_t offset)
 {
-    const uint32_t piece = command == WRITE_ZEROES ? MAX_ZEROES : MAX_PAYLOAD;
+    char sector[VHOST_SECTOR];
+    const uint32_t begin = (uint32_t)(offset % VHOST_SECTOR);
+    const uint64_t start = offset - begin;
+    int result;
+
+    if (request == VHOST_READ) {
+        if ((result = perform(descriptor, VHOST_READ, sector, VHOST_SECTOR, start)) == 0)
+            memcpy(data, sector + begin, length);
+        return result;
+    }
+    pthread_rwlock_wrlock(&descriptor->volume->writes);
+    if ((result = perform(descriptor, VHOST_READ, sector, VHOST_SECTOR, start)) == 0) {
+        memcpy(sector + begin, data, length);
+        result = perform(descriptor, VHOST_WRITE, sector, VHOST_SECTOR, start);
+    }
+    const int error = errno;
+    pthread_rwlock_unlock(&descriptor->volume->writes);
+    errno = error;
+    return result;
+}
+
+static int transfer_sectors(struct descriptor *descriptor, enum vhost_request request, char *data, uint32_t length, uint64_t offset)
+{
+    if (request != VHOST_READ)
+        pthread_rwlock_rdlock(&descriptor->volume->writes);
+    const int result = perform(descriptor, request, data, length, offset);
+    const int error = errno;
+    if (request != VHOST_READ)
+        pthread_rwlock_unlock(&descriptor->volume->writes);
+    errno = error;
+    return result;
+}
+
+/* Any length, in pieces that the daemon takes. All of it or an error. */
+static int transfer(int number, enum vhost_request request, char *data, uint64_t length, uint64_t offset)
+{
+    const uint32_t most = request == VHOST_WRITE_ZEROES ? VHOST_ZEROES : VHOST_DATA;
     int cancel_state, result = 0;
     struct descriptor *descriptor = enter(number, &cancel_state);
 
     if (!descriptor)
         return -1;
-    if (command != READ && !descriptor->writable) {
+    if (request != VHOST_READ && !descriptor->writable) {
         errno = EBADF;
         result = -1;
-    } else if (command == WRITE_ZEROES && !(descriptor->volume->flags & HAS_WRITE_ZEROES)) {
+    } else if (request == VHOST_WRITE_ZEROES && !descriptor->volume->server.writes_zeroes) {
         errno = EOPNOTSUPP;
         result = -1;
+    } else if (request == VHOST_WRITE_ZEROES && (offset | length) % VHOST_SECTOR) {
+        errno = EINVAL;
+        result = -1;
     }
-    for (uint64_t done = 0; done < length && result == 0; done += piece)
-        result = perform(descriptor, command, (char *)data + done, (uint32_t)MIN(piece, length - done), (uint64_t)offset + done);
+    for (uint32_t piece; length && result == 0; length -= piece, offset += piece) {
+        const uint32_t begin = (uint32_t)(offset % VHOST_SECTOR);
+        if (begin || length < VHOST_SECTOR) {
+            piece = (uint32_t)MIN(VHOST_SECTOR - begin, length);
+            result = transfer_part(descriptor, request, data, piece, offset);
+        } else {
+            piece = (uint32_t)MIN(most, length - length % VHOST_SECTOR);
+            result = transfer_sectors(descriptor, request, data, piece, offset);
+        }
+        if (data)
+            data += piece;
+    }
     leave(descriptor, cancel_state);
     return result;
 }
@@ -707,7 +651,7 @@ static int flush(int number)
     if (!descriptor)
         return -1;
     if (descriptor->writable)
-        result = perform(descriptor, FLUSH, NULL, 0, 0);
+        result = perform(descriptor, VHOST_FLUSH, NULL, 0, 0);
     leave(descriptor, cancel_state);
     return result;
 }
@@ -793,7 +737,7 @@ EXPORTED ssize_t pread(int fd, void *data, size_t length, off_t offset)
 {
     if (fd < FIRST_FD)
         return PLAIN(NEXT(pread)(fd, data, length, offset));
-    return transfer(fd, READ, data, length, offset) ? -1 : (ssize_t)length;
+    return transfer(fd, VHOST_READ, data, length, (uint64_t)offset) ? -1 : (ssize_t)length;
 }
 ssize_t pread64(int fd, void *data, size_t length, off64_t offset) ALIAS(pread);
 
@@ -801,7 +745,7 @@ EXPORTED ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 {
     if (fd < FIRST_FD)
         return PLAIN(NEXT(pwrite)(fd, data, length, offset));
-    return transfer(fd, WRITE, (void *)data, length, offset) ? -1 : (ssize_t)length;
+    return transfer(fd, VHOST_WRITE, (char *)data, length, (uint64_t)offset) ? -1 : (ssize_t)length;
 }
 ssize_t pwrite64(int fd, const void *data, size_t length, off64_t offset) ALIAS(pwrite);
 
@@ -815,13 +759,13 @@ EXPORTED int fsync(int fd)
     return fd < FIRST_FD ? NEXT(fsync)(fd) : flush(fd);
 }
 
-/* Zeros that read back as zeros, with or without a hole: NBD_CMD_TRIM would not promise that. */
+/* Zeros that read back as zeros, with or without a hole: a discard would not promise that. */
 EXPORTED int fallocate(int fd, int mode, off_t offset, off_t length)
 {
     if (fd < FIRST_FD)
         return PLAIN(NEXT(fallocate)(fd, mode, offset, length));
     if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) || (mode & ~FALLOC_FL_KEEP_SIZE) == FALLOC_FL_ZERO_RANGE)
-        return transfer(fd, WRITE_ZEROES, NULL, (uint64_t)length, offset);
+        return transfer(fd, VHOST_WRITE_ZEROES, NULL, (uint64_t)length, (uint64_t)offset);
     errno = EOPNOTSUPP;
     return -1;
 }
