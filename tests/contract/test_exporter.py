@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from elemento_storage.config import IscsiBacking, NbdTls
 from elemento_storage.disk import Disk, Place
+from elemento_storage.engine.block_node import VOLUME_NODE
 from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.engine.volume_engine import Source, VolumeEngine, mounts_below
 from elemento_storage.errors import ExportFailed, ImageInUse
@@ -276,6 +277,29 @@ async def test_two_exports_always_see_the_same(rig: Rig) -> None:
         assert cannot_write(one, 0, 65536, 50, timeout_s=1)
         assert two.reads(0, 65536, 105)
         two.write(0, 65536, 51)
+
+
+@pytest.mark.parametrize("rig", [(KINDS[0], VolumeFormat.QCOW2)], ids=["iscsi-qcow2"], indirect=True)
+async def test_nodes_and_exports_come_and_go_beside_a_lun(rig: Rig) -> None:
+    """What copies of a moment are made with. QEMU 10.0.2 hangs or dies of it where a LUN has the wrong thread."""
+    record = rig.record()
+    await rig.serve(record)
+    daemon, pids = rig.engine.daemon, rig.pids()
+    address = {"type": "unix", "data": {"path": rig.engine.socket_path}}
+    await daemon.execute("nbd-server-start", {"addr": address, "max-connections": 0})
+    with rig.client(record) as client:
+        for number in range(1, 6):
+            client.write(0, 65536, number)
+            node = {"driver": "copy-on-read", "node-name": "above", "file": VOLUME_NODE}
+            await daemon.execute("blockdev-add", node)
+            await daemon.add_nbd("beside", "beside", node="above", writable=False)
+            where = f"driver=nbd,server.type=unix,server.path={rig.engine.socket_path},export=beside,read-only=on"
+            with QemuIo(Attach((), where, ())) as beside:
+                assert beside.reads(0, 65536, number)
+            await daemon.remove_export("beside")
+            await daemon.remove_node("above")
+        assert client.reads(0, 65536, 5)
+    assert rig.pids() == pids
 
 
 # -- withdrawing -----------------------------------------------------------------------------------------------

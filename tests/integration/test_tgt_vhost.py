@@ -56,7 +56,8 @@ class Daemon:
 
     @property
     def export(self) -> str:
-        return f"id=export,iothread=io,addr.type=unix,addr.path={self.socket},num-queues=16{self.export_options}"
+        address = f"addr.type=unix,addr.path={self.socket}"
+        return f"id=export,fixed-iothread=on,{address},num-queues=16{self.export_options}"
 
     def start(self) -> None:
         monitor = self.image.with_suffix(".qmp")
@@ -64,7 +65,6 @@ class Daemon:
         self.process = subprocess.Popen(
             [
                 "qemu-storage-daemon",
-                *("--object", "iothread,id=io"),
                 *("--chardev", f"socket,id=monitor,path={monitor},server=on,wait=off"),
                 *("--monitor", "chardev=monitor,mode=control"),
                 *("--blockdev", self.file_options or f"driver=file,node-name=file,filename={self.image},discard=unmap"),
@@ -481,8 +481,12 @@ def test_a_resize_under_load_is_seen_and_disturbs_nobody(lab: Lab) -> None:
         time.sleep(0.2)
         daemon.qmp(("block-export-del", {"id": "export", "mode": "hard"}), event="BLOCK_EXPORT_DELETED")
         export = {
-            **{"type": "vhost-user-blk", "id": "export", "node-name": "vol", "writable": True, "num-queues": 16},
-            "iothread": "io",
+            "type": "vhost-user-blk",
+            "id": "export",
+            "node-name": "vol",
+            "writable": True,
+            "num-queues": 16,
+            "fixed-iothread": True,
             "addr": {"type": "unix", "path": str(daemon.socket)},
         }
         resize = {"node-name": "vol", "size": megabytes * MIB}
@@ -571,6 +575,34 @@ def test_parallel_writers_find_what_they_wrote(lab: Lab, blocks: str) -> None:
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
+
+
+def test_nodes_that_come_and_go_above_the_image_disturb_nobody(lab: Lab) -> None:
+    daemon = lab.daemon(size="256M")
+    tgtd = lab.tgtd()
+    url = tgtd.add(daemon.uri())
+    over = threading.Event()
+    done: list[str] = []
+
+    def snapshot_and_commit() -> None:
+        """Each step holds all requests up; the export gets another node twice."""
+        while not over.is_set():
+            name = f"top{len(done)}"
+            snapshot = {"node-name": "vol", "snapshot-node-name": name, "format": "qcow2"}
+            daemon.qmp(("blockdev-snapshot-sync", {**snapshot, "snapshot-file": f"{lab.directory}/{name}.qcow2"}))
+            daemon.qmp(("block-commit", {"job-id": name, "device": name}), event="BLOCK_JOB_READY")
+            daemon.qmp(("block-job-complete", {"device": name}), event="BLOCK_JOB_COMPLETED")
+            done.append(name)
+
+    thread = threading.Thread(target=snapshot_and_commit)
+    thread.start()
+    try:
+        fio(lab, [url], "--iodepth=16", "--bsrange=4k-1m", "--size=128M", "--blockalign=4k", "--fsync=50")
+    finally:
+        over.set()
+        thread.join()
+    assert len(done) > 2
+    assert "does not answer" not in tgtd.log()
 
 
 def test_parallel_writers_do_not_notice_kills_of_a_daemon_that_keeps_nothing_in_memory(lab: Lab) -> None:

@@ -234,16 +234,24 @@ class StorageDaemon:
         raise ExportFailed(f"the storage daemon has no node {node}")
 
     async def add_nbd(self, export_id: str, name: str, *, node: str = VOLUME_NODE, writable: bool) -> None:
-        """Serve a node under an NBD export name; the server has to listen already."""
+        """Serve a node under an NBD export name; the server has to listen already.
+
+        Beside an export of ``add_vhost`` it is served by that one's thread: so no ``fixed-iothread`` here.
+        """
         options = {"type": "nbd", "id": export_id, "node-name": node, "name": name, "writable": writable}
         await self.execute("block-export-add", {**options, **_IN_THREAD})
 
     async def add_vhost(self, export_id: str, socket_path: str, *, node: str, writable: bool) -> None:
-        """Serve a node to one client at a time, over memory that both share (vhost-user-blk)."""
+        """Serve a node to one client at a time, over memory that both share (vhost-user-blk).
+
+        By the monitor's thread, and it stays there (``fixed-iothread``): with a client of it in any other thread, or on
+        the way to one, QEMU 10.0.2 hangs or dies of an assertion when a node is put above the image or taken away.
+        Nothing is lost by it: a request costs the daemon as much there (docs/decisions/0016-luns-in-shared-memory.md).
+        """
         options = {
             "type": "vhost-user-blk",
             "id": export_id,
-            "iothread": _THREAD,
+            "fixed-iothread": True,
             "node-name": node,
             "writable": writable,
             "addr": {"type": "unix", "path": socket_path},

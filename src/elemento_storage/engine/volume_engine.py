@@ -5,8 +5,8 @@ A volume has one path at a time (docs/decisions/0008-one-path.md):
 * *socket*: NBD exports of one node, on a Unix socket or a TCP port. Two of them always see the same data. Where both a
   socket and a port are wanted, the second is a bridge: a daemon that is an NBD client of the first.
 * *file*: one file that shows the content, for programs that serve files. A raw image is that file itself, while the
-  daemon keeps it locked; any other format, or one with limits, is shared with tgtd by vhost-user-blk, or shown to others
-  over FUSE.
+  daemon keeps it locked; any other format, or one with limits, is shared with tgtd by vhost-user-blk, or shown to
+  others over FUSE.
 
 Everything is found again in the volume's run directory by whichever process looks:
 

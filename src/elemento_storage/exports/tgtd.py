@@ -190,7 +190,7 @@ class Tgtd:
 
     @property
     def speaks_vhost(self) -> bool:
-        """Whether a LUN may be a vhost-user-blk export (native/tgt_vhost.c): of the process that runs, or of one to be started."""
+        """Whether a LUN may be a vhost-user-blk export (native/tgt_vhost.c): now, or of one to be started."""
         pid = self.pid
         if pid is None:
             return self._with_library
