@@ -53,7 +53,7 @@ def file_node(
         lower = name
     is_raw = image_format is not VolumeFormat.QCOW2
     if is_raw:
-        # No node of the format above it: it would change nothing, and each node costs a request 0.4 us.
+        # No node of the format above it: it would change nothing, and each node costs a request 0.2 to 0.3 us.
         layers.append(_file(VOLUME_NODE, path, locking=False, read_only=read_only))
     else:
         layers.append(_file(_FILE_NODE, path, locking=True, read_only=read_only))

@@ -246,7 +246,7 @@ class StorageDaemon:
 
         By the monitor's thread, and it stays there (``fixed-iothread``): with a client of it in any other thread, or on
         the way to one, QEMU 10.0.2 hangs or dies of an assertion when a node is put above the image or taken away.
-        Nothing is lost by it: a request costs the daemon as much there (docs/decisions/0016-luns-in-shared-memory.md).
+        Nothing is lost by it: a request costs the daemon as much there (docs/decisions/0019-luns-in-shared-memory.md).
         """
         options = {
             "type": "vhost-user-blk",
