@@ -492,6 +492,9 @@ static int open_export(const char *uri, int flags)
             adopt(volume, &session);
         *descriptor = (struct descriptor){.volume = volume, .number = number, .writable = (flags & O_ACCMODE) != O_RDONLY,
                                           .losses_told = volume->losses_told, .size = volume->server.size};
+        /* A session that goes on, as requests of another descriptor hang in it, may be older than the growth. */
+        if (is_connected && size_word)
+            descriptor->size = strtoull(size_word + strlen("&size="), NULL, 10);
         descriptors[slot] = descriptor;
     } else {
         drop(&session);

@@ -292,7 +292,8 @@ async def test_nodes_and_exports_come_and_go_beside_a_lun(rig: Rig) -> None:
             client.write(0, 65536, number)
             node = {"driver": "copy-on-read", "node-name": "above", "file": VOLUME_NODE}
             await daemon.execute("blockdev-add", node)
-            await daemon.add_nbd("beside", "beside", node="above", writable=False)
+            export = {"type": "nbd", "id": "beside", "node-name": "above", "name": "beside", "writable": False}
+            await daemon.execute("block-export-add", export)
             where = f"driver=nbd,server.type=unix,server.path={rig.engine.socket_path},export=beside,read-only=on"
             with QemuIo(Attach((), where, ())) as beside:
                 assert beside.reads(0, 65536, number)

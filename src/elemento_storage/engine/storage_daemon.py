@@ -236,7 +236,7 @@ class StorageDaemon:
     async def add_nbd(self, export_id: str, name: str, *, node: str = VOLUME_NODE, writable: bool) -> None:
         """Serve a node under an NBD export name; the server has to listen already.
 
-        Beside an export of ``add_vhost`` it is served by that one's thread: so no ``fixed-iothread`` here.
+        Not beside an export of ``add_vhost``, which keeps the image in another thread: QEMU refuses.
         """
         options = {"type": "nbd", "id": export_id, "node-name": node, "name": name, "writable": writable}
         await self.execute("block-export-add", {**options, **_IN_THREAD})
