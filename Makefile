@@ -24,6 +24,7 @@ check: setup ## format, lint, types, layers
 	$(bin)/mypy
 	$(bin)/lint-imports
 	scripts/no-registry-hosts.sh
+	npm --prefix web run --silent check
 
 unit: setup ## the unit and contract tests
 	$(bin)/python -m pytest tests/unit tests/contract
@@ -46,11 +47,14 @@ bench: ## side by side with libvirt and qemu-img; writes docs/bench.md
 	@scripts/setup.sh bench
 	$(bin)/python -m bench
 
+screenshots: setup ## docs/images/overview.png, of a server that is made up for it
+	$(bin)/python -m tests.screenshots docs/images/overview.png
+
 format: setup ## let ruff format and mend what it can
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
 clean: ## remove what the targets above built (not ./var)
-	rm -rf .venv build tests/js/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
+	rm -rf .venv build tests/js/node_modules web/node_modules src/elemento_storage/page .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
 
-.PHONY: help setup serve check unit integration e2e test soak bench format clean
+.PHONY: help setup serve check unit integration e2e test soak bench screenshots format clean

@@ -14,13 +14,14 @@ fail() { say "$*"; exit 1; }
 
 packages=(python3 python3-venv util-linux qemu-utils ca-certificates gzip xz-utils zstd tgt fuse3 samba samba-common-bin smbclient libnss-wrapper make gcc libc6-dev)
 packages+=(rsync rclone)
+# Debian's, unless there is one from elsewhere, which may be newer. They build the web page.
+command -v node >/dev/null || packages+=(nodejs)
+command -v npm >/dev/null || packages+=(npm)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
     packages+=(xfsprogs btrfs-progs)
     packages+=(curl debootstrap xorriso qemu-system-x86 libvirt-clients libxml2-utils)
-    # Debian's, unless there is one from elsewhere, which may be newer.
-    command -v node >/dev/null || packages+=(nodejs)
-    command -v npm >/dev/null || packages+=(npm)
+    packages+=(chromium)
 fi
 if [ "$purpose" = bench ]; then packages+=(libvirt-daemon libvirt-clients wrk curl python3-dev); fi
 
@@ -111,17 +112,34 @@ if [ "$purpose" != serve ]; then
         echo "$wanted" >"$stamp"
     fi
 fi
+npm_install() {
+    local wanted stamp=$1/node_modules/.installed
+    wanted=$(sha256sum <"$1/package-lock.json" | cut -d' ' -f1)
+    [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || return 0
+    say "installing $1"
+    npm --prefix "$1" ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2 && echo "$wanted" >"$stamp"
+}
 
 # Clients in JavaScript that the tests run as they are published.
-if [ "$purpose" != serve ]; then
-    wanted=$(sha256sum <tests/js/package-lock.json | cut -d' ' -f1)
-    stamp=tests/js/node_modules/.installed
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        say "installing tests/js"
-        npm --prefix tests/js ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2
-        echo "$wanted" >"$stamp"
+[ "$purpose" = serve ] || npm_install tests/js
+
+# The web page, built again when its sources or the API's types are others.
+build_page() {
+    local page=src/elemento_storage/page document=build/openapi.json wanted
+    local -a sources=(find web src/elemento_storage -type d '(' -name node_modules -o -name page -o -name __pycache__ ')' -prune -o -type f)
+    if [ -e "$page/.built" ] && [ -z "$("${sources[@]}" ! -name schema.d.ts -newer "$page/.built" -print -quit)" ]; then
+        return 0
     fi
-fi
+    mkdir -p build
+    .venv/bin/python -c 'import sys; from elemento_storage.api import app, openapi
+sys.stdout.buffer.write(openapi.to_json(openapi.document(app.CALLS, app.ROUTES, "/api/v1.0")))' >"$document" || return
+    wanted=$({ find web -name node_modules -prune -o -type f ! -name schema.d.ts -print0 | sort -z | xargs -0 sha256sum && cat "$document"; } | sha256sum | cut -d' ' -f1)
+    if [ "$(cat "$page/.built" 2>/dev/null)" != "$wanted" ] || [ ! -e web/src/api/schema.d.ts ]; then
+        npm_install web && say "building web" && node web/build.mjs "$document" "$PWD/$page" >&2 || return
+    fi
+    echo "$wanted" >"$page/.built"
+}
+build_page || say "web/ was not built: the server runs without its page"
 
 # Lets tgtd serve qcow2 images without a detour over FUSE; the server runs without it too, slower.
 make --quiet -C native || say "native/ was not built: iSCSI on qcow2 goes over FUSE, which is slower"

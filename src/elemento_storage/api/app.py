@@ -27,6 +27,7 @@ from elemento_storage.api.listed import ListedVolumes
 from elemento_storage.api.metadata_routes import METADATA_ROUTES
 from elemento_storage.api.metrics import Metrics
 from elemento_storage.api.migration_calls import MIGRATION_CALLS
+from elemento_storage.api.page import Page
 from elemento_storage.api.plain_uploads import PLAIN_UPLOAD_ROUTES
 from elemento_storage.api.route import Exchange, Routes, prefers_async
 from elemento_storage.api.server_calls import SERVER_CALLS
@@ -34,6 +35,7 @@ from elemento_storage.api.snapshot_calls import SNAPSHOT_CALLS
 from elemento_storage.api.stream_routes import STREAM_ROUTES
 from elemento_storage.api.upload_routes import UPLOAD_ROUTES
 from elemento_storage.api.volume_calls import VOLUME_CALLS
+from elemento_storage.api.whoami_calls import WHOAMI_CALLS
 from elemento_storage.disk import within
 from elemento_storage.errors import (
     JobNotFound,
@@ -59,6 +61,7 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *EXPORT_CALLS,
     *MIGRATION_CALLS,
     *SERVER_CALLS,
+    *WHOAMI_CALLS,
 )
 ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES, *DATA_ROUTES, *UPLOAD_ROUTES, *PLAIN_UPLOAD_ROUTES))
 _BASE: Final = f"/api/{API_VERSION}"
@@ -77,6 +80,7 @@ class Api:
         self._calls = {path: call for call in CALLS for path in (call.path, *call.aliases)}
         self._listed = ListedVolumes()
         self._schema = openapi.document(CALLS, ROUTES, _BASE)
+        self._page = Page()
         self.stopping = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,6 +152,8 @@ class Api:
             if path == "/schema" and "text/html" in request.headers.get("accept", ""):
                 return "schema", Response(openapi.page(self._schema), media_type="text/html")
             return "schema", Response(openapi.to_json(self._schema), media_type=_JSON)
+        if request.method in ("GET", "HEAD") and (response := await self._page.answer(request)) is not None:
+            return "page", response
         raise _no_route(request)
 
     async def _serve_route(self, request: Request, path: str, payload: dict[str, Any]) -> tuple[str, Response]:

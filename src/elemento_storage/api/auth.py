@@ -11,7 +11,7 @@ from elemento_storage.errors import Forbidden, Unauthenticated
 from elemento_storage.service.access import Actor
 from elemento_storage.service.tokens import Role, TokenStore
 
-INFRASTRUCTURE_UID = "0" * 32  #: stands for "nobody named" where an admin leaves out a key that others must give
+INFRASTRUCTURE_UID = "0" * 32  #: stands for "nobody named" where a key that names the client must be given
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Caller:
 
     def actor(self, named: str | None) -> Actor:
         """The actor of a call that names a client, or none. Raises Forbidden."""
-        if named == INFRASTRUCTURE_UID and self.client is not None and self.admin:
+        if named == INFRASTRUCTURE_UID and self.admin:
             named = None
         if self.is_user:
             if named is not None and named != self.client:
