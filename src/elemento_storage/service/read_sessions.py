@@ -18,10 +18,11 @@ from elemento_storage.disk import Disk
 from elemento_storage.engine.content import Content, FileContent, OpenFile, Readable
 from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.engine.nbd_content import NbdContent, ReadingDaemon, remove_left_over
+from elemento_storage.engine.qcow2_content import NotPlain, Qcow2Content
 from elemento_storage.errors import ImageChanged, Unavailable
 from elemento_storage.faultpoints import reached
 from elemento_storage.keyed_locks import KeyedLocks
-from elemento_storage.model import Volume, new_uid
+from elemento_storage.model import Volume, VolumeFormat, new_uid
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.reading import reading
@@ -78,10 +79,13 @@ class Session:
         )
         if store.plain_file(place, image_format) is not None:
             return FileContent(self.file)
+        image = self.core.image(self.reading.location, self.volume)
+        if image_format is VolumeFormat.QCOW2 and not image.below:
+            with contextlib.suppress(NotPlain):
+                return await self.streams.run(Qcow2Content, self.file)
         settings = self.core.settings
         daemon = ReadingDaemon(settings.run_dir, new_uid())
         self.closing.push_async_callback(daemon.stop)
-        image = self.core.image(self.reading.location, self.volume)
         node = store.node(place, image_format, read_only=True, below=image.below)
         for path in node.below_paths:
             self.closing.callback(os.close, await place.disk.run(lock_image, path, read_only=True))
