@@ -1,7 +1,6 @@
 """Converting between raw and qcow2, beside qemu-img with several sets of flags."""
 
 import contextlib
-import os
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from tests.live import LiveServer, make_location
 from bench.connection import Connection
 from bench.context import OWNER, Context, require_program, words
 from bench.measure import Row, Section, compare, figures, timed
+from bench.settle import settle, write_striped
 from elemento_storage.durable import fsync_file
 from elemento_storage.model import VolumeFormat
 
@@ -29,8 +29,6 @@ REMARKS = [
 ]
 
 _SIZE = 2 * 2**30
-_STRIPE = 4 * 2**20
-_TOUCHED = 3 * 2**30
 _FLAGS = {
     "": (),
     "-W -m 8": ("-W", "-m", "8"),
@@ -51,7 +49,7 @@ class _Peer:
 
     def run(self, source: VolumeFormat, target: VolumeFormat, flags: tuple[str, ...]) -> tuple[float, float]:
         """Seconds of the conversion, and of it with the fsync after it."""
-        _settle(self.sources[source])
+        settle(self.sources[source])
         bare_s = timed(lambda: self._convert(source, target, flags, self._target))
         fsync_s = timed(lambda: fsync_file(str(self._target)))
         self._target.unlink()
@@ -75,7 +73,7 @@ class _Ours:
 
     def run(self, source: VolumeFormat, target: VolumeFormat) -> float:
         """Seconds until the answer."""
-        _settle(self._directory / source.data_file)
+        settle(self._directory / source.data_file)
         body = {"vid": self._vid, "creatorID": OWNER, "format": target.value}
         with contextlib.closing(Connection(self._server.listen_host, self._server.port)) as connection:
             return timed(lambda: connection.post("update/convert", body))
@@ -86,7 +84,7 @@ def run(context: Context) -> Section:
     root = context.directory("mnt")
     make_location(root)
     source = context.directory("images") / "source.img"
-    _write_source(source)
+    write_striped(source, _SIZE, 2)
     peer = _Peer(source.parent, source)
     ours_s: dict[VolumeFormat, list[float]] = defaultdict(list)
     bare_s: dict[tuple[VolumeFormat, str], list[float]] = defaultdict(list)
@@ -125,28 +123,3 @@ def run(context: Context) -> Section:
 
 def _command(flags: str) -> str:
     return f"qemu-img convert {flags}".strip()
-
-
-def _write_source(path: Path) -> None:
-    with path.open("wb") as file:
-        for offset in range(0, _SIZE, 2 * _STRIPE):
-            file.seek(offset)
-            file.write(os.urandom(_STRIPE))
-        file.truncate(_SIZE)
-
-
-def _settle(source: Path) -> None:
-    """The same state before every run: nothing waits to be written, free memory is at hand, the source is in it."""
-    os.sync()
-    # Memory that lay free was seen to cost seconds at its next use: probably a host that takes it back.
-    touched = bytearray(b"1") * min(_TOUCHED, _available() // 2)
-    del touched
-    with source.open("rb", buffering=0) as file:
-        buffer = bytearray(_STRIPE)
-        while file.readinto(buffer):
-            pass
-
-
-def _available() -> int:
-    words_of_line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
-    return int(words_of_line.split()[1]) * 1024

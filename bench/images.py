@@ -17,6 +17,7 @@ from tests.live import LiveServer, free_port, make_location
 from bench.connection import Connection
 from bench.context import OWNER, Context, require_program, words
 from bench.measure import Row, Section, compare, figures, timed
+from bench.settle import STRIPE, settle
 from elemento_storage.config import Settings
 from elemento_storage.durable import fsync_file
 from elemento_storage.images.incoming import Incoming
@@ -37,7 +38,6 @@ REMARKS = [
 ]
 
 _SIZE = 2 * 2**30
-_STRIPE = 4 * 2**20
 _FLAGS = {
     "-W -m 16": ("-W", "-m", "16"),
     "-t none -W -m 16": ("-t", "none", "-W", "-m", "16"),
@@ -60,7 +60,7 @@ def _finish(context: Context, image: Path) -> list[Row]:
     peer_s: dict[str, list[float]] = defaultdict(list)
 
     def theirs(name: str) -> None:
-        _settle(image)
+        settle(image)
         peer_s[name].append(timed(lambda: peer.convert(image, "raw", _FLAGS[name])))
         peer.clean()
 
@@ -72,7 +72,7 @@ def _finish(context: Context, image: Path) -> list[Row]:
         try:
             arrival = await server.services.intake.reserve(incoming, image.stat().st_size)
             shutil.copyfile(image, arrival.content)
-            _settle(Path(arrival.content))
+            settle(Path(arrival.content))
             started = time.perf_counter()
             await server.services.intake.finish(arrival, incoming, Progress())
             ours_s.append(time.perf_counter() - started)
@@ -99,14 +99,6 @@ def _finish(context: Context, image: Path) -> list[Row]:
     ]
 
 
-def _settle(source: Path) -> None:
-    os.sync()
-    with source.open("rb", buffering=0) as file:
-        buffer = bytearray(_STRIPE)
-        while file.readinto(buffer):
-            pass
-
-
 def _import(context: Context, image: Path) -> list[Row]:
     checksum = subprocess.run(words(["sha256sum", image]), check=True, capture_output=True, text=True).stdout[:64]
     root = context.directory("mnt-import")
@@ -119,13 +111,13 @@ def _import(context: Context, image: Path) -> list[Row]:
         url = f"{address}/{image.name}"
 
         def ours(target: str) -> None:
-            os.sync()
+            settle(image)
             seconds, vid = _create(server, url, target, f"sha256:{checksum}")
             ours_s[target].append(seconds)
             server.call("destroy", {"volume_id": vid})
 
         def theirs(target: str, name: str) -> None:
-            os.sync()
+            settle(image)
             peer_s[f"{target} {name}"].append(timed(lambda: peer.run(url, target, _FLAGS[name], checksum)))
 
         sides: list[Callable[[], None]] = [lambda: ours("raw"), lambda: ours("qcow2")]
@@ -186,11 +178,11 @@ def _compressed_image(directory: Path) -> Path:
     """Random bytes and zeros in turn within each sector: zlib makes half of it."""
     raw, image = directory / "raw", directory / "disk.qcow2"
     with raw.open("wb") as file:
-        for offset in range(0, _SIZE, 2 * _STRIPE):
+        for offset in range(0, _SIZE, 2 * STRIPE):
             file.seek(offset)
-            noise = os.urandom(_STRIPE // 2)
-            piece = bytearray(_STRIPE)
-            for position in range(0, _STRIPE, 512):
+            noise = os.urandom(STRIPE // 2)
+            piece = bytearray(STRIPE)
+            for position in range(0, STRIPE, 512):
                 piece[position : position + 256] = noise[position // 2 : position // 2 + 256]
             file.write(piece)
         file.truncate(_SIZE)

@@ -120,6 +120,19 @@ npm_install() {
     npm --prefix "$1" ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2 && echo "$wanted" >"$stamp"
 }
 
+# What the bench measures against, in an environment of its own.
+if [ "$purpose" = bench ]; then
+    wanted=$(sha256sum <bench/requirements-imageio.txt)
+    stamp=build/imageio/.installed
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        say "installing bench/requirements-imageio.txt into build/imageio"
+        rm -rf build/imageio
+        /usr/bin/python3 -m venv build/imageio
+        build/imageio/bin/python -m pip install -qq --disable-pip-version-check -r bench/requirements-imageio.txt
+        echo "$wanted" >"$stamp"
+    fi
+fi
+
 # Clients in JavaScript that the tests run as they are published.
 [ "$purpose" = serve ] || npm_install tests/js
 
