@@ -6,12 +6,14 @@ from elemento_storage.api.call import Call, Context, Kind
 from elemento_storage.api.clone_schemas import CloneRequest, ImportRequest, OwnVolumeAnswer, OwnVolumeRequest
 from elemento_storage.api.decode import checked_name
 from elemento_storage.api.schemas import CreateAnswer
+from elemento_storage.api.volume_calls import create_answer
 from elemento_storage.errors import (
     Conflict,
     Forbidden,
     FormatUnsupported,
     HasClones,
     HasSnapshots,
+    ImageChanged,
     ImageDamaged,
     ImageInUse,
     ImageRefused,
@@ -33,7 +35,7 @@ from elemento_storage.errors import (
     VolumeNotFound,
     VolumeWaiting,
 )
-from elemento_storage.model import GIGABYTE, Volume, VolumeFormat
+from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.clone import NewClone
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.importing import NewImport
@@ -55,26 +57,7 @@ async def clone(ctx: Context, request: CloneRequest) -> CreateAnswer:
         volume_id=derive_uid(ctx.seed, 0) if ctx.seed else None,
     )
     actor = ctx.actor(request.creator_id)
-    return _create_answer(await ctx.services.cloning.clone(actor, request.volume_id, spec, ctx.progress))
-
-
-def _create_answer(volume: Volume) -> CreateAnswer:
-    meta = volume.meta
-    whole, rest = divmod(volume.size_bytes, GIGABYTE)
-    return CreateAnswer(
-        alg=meta.alg,
-        bootable=meta.bootable,
-        bus=meta.bus,
-        clonable=meta.clonable,
-        creator_id=meta.creator_id,
-        img_format=meta.format,
-        name=meta.name,
-        private=meta.private,
-        readonly=meta.readonly,
-        shareable=meta.shareable,
-        size=volume.size_bytes / GIGABYTE if rest else whole,
-        vid=volume.volume_id,
-    )
+    return create_answer(await ctx.services.cloning.clone(actor, request.volume_id, spec, ctx.progress))
 
 
 async def import_(ctx: Context, request: ImportRequest) -> CreateAnswer:
@@ -93,7 +76,7 @@ async def import_(ctx: Context, request: ImportRequest) -> CreateAnswer:
         volume_id=derive_uid(ctx.seed, 0) if ctx.seed else None,
     )
     ctx.actor(request.creator_id)
-    return _create_answer(await ctx.services.importing.import_volume(spec, ctx.progress))
+    return create_answer(await ctx.services.importing.import_volume(spec, ctx.progress))
 
 
 async def compact(ctx: Context, request: OwnVolumeRequest) -> OwnVolumeAnswer:
@@ -127,6 +110,7 @@ CLONE_CALLS: tuple[Call[Any], ...] = (
         (
             *(VolumeNotFound, InvalidValue, VolumeLocked, VolumeExported, ImageInUse, ImageDamaged, NotClonable),
             *(NotLinkable, FormatUnsupported, VolumeWaiting, LocationNotFound, NoRoom, JobCancelled, KeyReused),
+            ImageChanged,
         ),
         creates=True,
     ),

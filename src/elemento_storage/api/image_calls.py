@@ -2,17 +2,18 @@
 
 from typing import Any
 
+import msgspec
+
 from elemento_storage.api.call import Call, Context, Kind
-from elemento_storage.api.decode import checked_name, size_bytes
 from elemento_storage.api.image_schemas import (
     CloudInitCreateRequest,
     CreateUrlRequest,
     IsoUrlRequest,
     UrlAnswer,
-    url_answer,
 )
 from elemento_storage.api.iso_calls import new_iso
 from elemento_storage.api.iso_schemas import IsoAnswer, IsoRequest, iso_answer
+from elemento_storage.api.volume_calls import create_answer
 from elemento_storage.errors import (
     ChecksumMismatch,
     Conflict,
@@ -32,9 +33,8 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.images.incoming import ImageFormat, Incoming, parse_checksum
-from elemento_storage.model import Bus, VolumeFormat, new_uid
-from elemento_storage.service.create import clone_settings, refuse_bootable_and_shareable
+from elemento_storage.images.incoming import Incoming, parse_checksum
+from elemento_storage.model import Bus, VolumeFormat, gigabytes_to_bytes, new_uid
 from elemento_storage.service.idempotency import derive_uid
 
 
@@ -44,57 +44,28 @@ async def create_url(ctx: Context, request: CreateUrlRequest) -> UrlAnswer:
     It may be qcow2, raw, VMDK, VDI, VHD or VHDX, and compressed; the volume is raw or qcow2. `checksum` is of the bytes
     as they arrive. The volume appears when all of it has been verified and is on disk.
     """
-    refuse_bootable_and_shareable(bootable=request.bootable, shareable=request.shareable)
-    return await _from_web(
-        ctx,
-        request,
-        bootable=request.bootable,
-        readonly=request.readonly,
-        shareable=request.shareable,
-        cloudinit=False,
-        call="create/url",
+    incoming = request.incoming(
+        _volume_id(ctx), bootable=request.bootable, readonly=request.readonly, shareable=request.shareable
     )
+    return await _from_web(ctx, request, incoming, "create/url")
 
 
 async def cloudinit_create(ctx: Context, request: CloudInitCreateRequest) -> UrlAnswer:
     """Create a bootable volume from a cloud image on the web, and grow it to `size`."""
-    return await _from_web(
-        ctx, request, bootable=True, readonly=False, shareable=False, cloudinit=True, call="cloudinit/create"
-    )
+    incoming = request.incoming(_volume_id(ctx), bootable=True, cloudinit=True)
+    return await _from_web(ctx, request, incoming, "cloudinit/create")
 
 
 async def _from_web(
-    ctx: Context,
-    request: CreateUrlRequest | CloudInitCreateRequest,
-    *,
-    bootable: bool,
-    readonly: bool,
-    shareable: bool,
-    cloudinit: bool,
-    call: str,
+    ctx: Context, request: CreateUrlRequest | CloudInitCreateRequest, incoming: Incoming, call: str
 ) -> UrlAnswer:
     ctx.actor(request.creator_id)
-    clonable, alg = clone_settings(request.clonable, request.alg)
-    incoming = Incoming(
-        volume_id=_volume_id(ctx),
-        creator_id=request.creator_id,
-        name=checked_name(request.name),
-        private=request.private,
-        readonly=readonly,
-        shareable=shareable,
-        bootable=bootable,
-        clonable=clonable,
-        alg=alg,
-        bus=request.bus,
-        cloudinit=cloudinit,
-        format=VolumeFormat(request.format),
-        size_bytes=None if request.size is None else size_bytes("size", request.size),
-        image_format=None if request.source_format is None else ImageFormat(request.source_format),
-        compression=request.compression,
-        checksum=parse_checksum(request.checksum),
-    )
     volume = await ctx.services.downloading.download(incoming, request.url, call, ctx.progress)
-    return url_answer(volume, request.url, request.size)
+    asked = request.size
+    # As it was asked for, if that is what it came to.
+    size = asked if asked is not None and gigabytes_to_bytes(asked) == volume.size_bytes else None
+    answer = msgspec.structs.asdict(create_answer(volume, size))
+    return UrlAnswer(**answer, cloudinit=volume.meta.cloudinit, url=request.url)
 
 
 async def iso_create_url(ctx: Context, request: IsoUrlRequest) -> IsoAnswer:

@@ -1,14 +1,15 @@
-"""Requests and answers about images from outside that the server fetches itself."""
+"""Requests and answers about images from outside, whether they are sent or fetched."""
 
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from elemento_storage.api.decode import Uid
+from elemento_storage.api.decode import Uid, checked_name, size_bytes
 from elemento_storage.api.iso_schemas import Fact
 from elemento_storage.api.schemas import CreateAnswer, Name, Request, SizeGB
-from elemento_storage.images.incoming import CHECKSUM_PATTERN, Compression
-from elemento_storage.model import Bus, CloneAlgorithm, IsoType, Volume, gigabytes_to_bytes, in_gigabytes
+from elemento_storage.images.incoming import CHECKSUM_PATTERN, Compression, ImageFormat, Incoming, parse_checksum
+from elemento_storage.model import Bus, CloneAlgorithm, IsoType, VolumeFormat
+from elemento_storage.service.create import clone_settings, refuse_bootable_and_shareable
 
 Url = Annotated[
     str,
@@ -25,35 +26,68 @@ class SourceRequest(Request, kw_only=True):
     compression: Compression | None = None
 
 
-class CreateUrlRequest(SourceRequest, kw_only=True):
-    """``create/url``: a volume from an image on the web."""
+class ImageRequest(SourceRequest, kw_only=True):
+    """A volume made of an image from outside. ``size``, in GB: a smaller image is grown to it."""
 
     creator_id: Uid = field(name="creatorID")
     name: Name
-    url: Url
     size: SizeGB | None = None
     private: bool = False
+    clonable: bool | None = None
+    alg: CloneAlgorithm | None = None
+    format: Literal["raw", "qcow2"] = "raw"
+    bus: Bus = Bus.VIRTIO
+
+    def incoming(
+        self,
+        volume_id: str,
+        *,
+        bootable: bool,
+        readonly: bool = False,
+        shareable: bool = False,
+        cloudinit: bool = False,
+    ) -> Incoming:
+        """What it says of the volume to be made. Raises InvalidValue."""
+        refuse_bootable_and_shareable(bootable=bootable, shareable=shareable)
+        clonable, alg = clone_settings(self.clonable, self.alg)
+        return Incoming(
+            volume_id=volume_id,
+            creator_id=self.creator_id,
+            name=checked_name(self.name),
+            private=self.private,
+            readonly=readonly,
+            shareable=shareable,
+            bootable=bootable,
+            clonable=clonable,
+            alg=alg,
+            bus=self.bus,
+            cloudinit=cloudinit,
+            format=VolumeFormat(self.format),
+            size_bytes=None if self.size is None else size_bytes("size", self.size),
+            image_format=None if self.source_format is None else ImageFormat(self.source_format),
+            compression=self.compression,
+            checksum=parse_checksum(self.checksum),
+        )
+
+
+class UploadRequest(ImageRequest, kw_only=True):
+    """``create/upload``: a volume made of the image that comes."""
+
     readonly: bool = False
     shareable: bool = False
     bootable: bool = False
-    clonable: bool | None = None
-    alg: CloneAlgorithm | None = None
-    format: Literal["raw", "qcow2"] = "raw"
-    bus: Bus = Bus.VIRTIO
 
 
-class CloudInitCreateRequest(SourceRequest, kw_only=True):
+class CreateUrlRequest(UploadRequest, kw_only=True):
+    """``create/url``: a volume from an image on the web."""
+
+    url: Url
+
+
+class CloudInitCreateRequest(ImageRequest, kw_only=True):
     """``cloudinit/create``: a bootable volume from a cloud image on the web."""
 
-    creator_id: Uid = field(name="creatorID")
-    name: Name
     url: Url
-    size: SizeGB | None = None
-    private: bool = False
-    clonable: bool | None = None
-    alg: CloneAlgorithm | None = None
-    format: Literal["raw", "qcow2"] = "raw"
-    bus: Bus = Bus.VIRTIO
 
 
 class IsoUrlRequest(Request, kw_only=True):
@@ -81,25 +115,3 @@ class UrlAnswer(CreateAnswer, kw_only=True):
 
     cloudinit: bool
     url: str
-
-
-def url_answer(volume: Volume, url: str, asked: SizeGB | None) -> UrlAnswer:
-    """What a call that fetched an image answers; the size as it was asked for, if that is what it came to."""
-    meta = volume.meta
-    as_asked = asked is not None and gigabytes_to_bytes(asked) == volume.size_bytes
-    return UrlAnswer(
-        alg=meta.alg,
-        bootable=meta.bootable,
-        bus=meta.bus,
-        clonable=meta.clonable,
-        cloudinit=meta.cloudinit,
-        creator_id=meta.creator_id,
-        img_format=meta.format,
-        name=meta.name,
-        private=meta.private,
-        readonly=meta.readonly,
-        shareable=meta.shareable,
-        size=asked if asked is not None and as_asked else in_gigabytes(volume.size_bytes),
-        url=url,
-        vid=volume.volume_id,
-    )

@@ -1,31 +1,12 @@
 """What uploads are told, in Upload-Metadata, a query or a form, and what they answer."""
 
-from typing import Literal
-
 from msgspec import Struct, field
 
 from elemento_storage.api.decode import Uid
-from elemento_storage.api.image_schemas import Checksum, SourceRequest
+from elemento_storage.api.image_schemas import Checksum
 from elemento_storage.api.iso_schemas import IsoRequest
-from elemento_storage.api.schemas import Name, Request, SizeGB
+from elemento_storage.api.schemas import Request, SizeGB
 from elemento_storage.images.incoming import Compression
-from elemento_storage.model import Bus, CloneAlgorithm
-
-
-class UploadRequest(SourceRequest, kw_only=True):
-    """``create/upload``: a volume made of the image that comes. ``size``, in GB: a smaller image is grown to it."""
-
-    creator_id: Uid = field(name="creatorID")
-    name: Name
-    size: SizeGB | None = None
-    private: bool = False
-    readonly: bool = False
-    shareable: bool = False
-    bootable: bool = False
-    clonable: bool | None = None
-    alg: CloneAlgorithm | None = None
-    format: Literal["raw", "qcow2"] = "raw"
-    bus: Bus = Bus.VIRTIO
 
 
 class IsoUploadRequest(IsoRequest, kw_only=True):

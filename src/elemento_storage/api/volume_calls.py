@@ -54,7 +54,7 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.model import IsoInfo, Preallocation, Volume, VolumeFormat
+from elemento_storage.model import IsoInfo, Preallocation, Volume, VolumeFormat, in_gigabytes
 from elemento_storage.service.create import NewVolume
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.listing import Query, list_volumes
@@ -101,8 +101,8 @@ def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
     )
 
 
-def create_answer(volume: Volume, size: float) -> CreateAnswer:
-    """What a call that made a volume answers; ``size`` in GB."""
+def create_answer(volume: Volume, size: float | None = None) -> CreateAnswer:
+    """What a call that made a volume answers; ``size`` in GB, as it was asked for."""
     meta = volume.meta
     return CreateAnswer(
         alg=meta.alg,
@@ -115,7 +115,7 @@ def create_answer(volume: Volume, size: float) -> CreateAnswer:
         private=meta.private,
         readonly=meta.readonly,
         shareable=meta.shareable,
-        size=size,
+        size=in_gigabytes(volume.size_bytes) if size is None else size,
         vid=volume.volume_id,
     )
 
