@@ -111,6 +111,9 @@ class Settings:
     reader_stall: float = _setting(
         60.0, "a client that takes less than 1 MiB of a download while the server waits this long is hung up on"
     )
+    reader_grace: float = _setting(
+        60.0, "how long those who read another client's volume go on when somebody wants to change it"
+    )
     upload_expiry: float = _setting(86400.0, "how long an upload may rest before what arrived is removed")
     upload_stall: float = _setting(30.0, "how long the client of an upload may send nothing before it counts as gone")
     max_body: int = _setting(1_048_576, "bytes of a JSON request body at the most")
@@ -226,7 +229,8 @@ def _validate(settings: Settings) -> None:
         value = getattr(settings, spec.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"{spec.name.replace('_', '-')} has to be a finite number")
-    for name in ("search_depth", "overcommit", "bin_retention", "max_snapshots", "image_max_size"):
+    not_negative = ("search_depth", "overcommit", "bin_retention", "max_snapshots", "image_max_size", "reader_grace")
+    for name in not_negative:
         if not getattr(settings, name) >= 0:
             raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")
     stalls = ("download_stall", "reader_stall")

@@ -28,7 +28,9 @@ NAME = 'Čech/ "disk"\r\n1'
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One server for all tests here, which hangs up on clients soon."""
-    with live_server(tmp_path_factory.mktemp("downloads"), "--reader-stall", "1", "--overcommit", "0") as one:
+    with live_server(
+        tmp_path_factory.mktemp("downloads"), "--reader-stall", "1", "--reader-grace", "0.5", "--overcommit", "0"
+    ) as one:
         yield one
 
 
@@ -424,6 +426,31 @@ def test_readers_share_and_keep_writers_out(server: LiveServer) -> None:
     server.call("update", {"vid": vid, "creatorID": ALICE, "name": "renamed"})
     get(server, vid, range="bytes=0-0")
     server.call("destroy", {"volume_id": vid})
+
+
+def test_a_guest_does_not_keep_the_owner_waiting_for_as_long_as_it_reads(server: LiveServer) -> None:
+    vid, content = filled(server, 64)
+    body = {"vid": vid, "creatorID": ALICE, "name": "mine"}
+    query = f"GET /api/v1.0/volumes/{vid}/data?client_uid={BOB} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    taken = 0
+    with socket.create_connection(("127.0.0.1", server.port), 10) as guest:
+        guest.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        guest.sendall(query.encode())
+        guest.recv(65536)
+        assert code(server.post("update", body)) == (423, "volume-locked")
+        began = time.monotonic()
+        others = server.http.get(f"volumes/{vid}/data?client_uid={BOB}")
+        assert code(others) == (423, "volume-locked")
+        assert get(server, vid, range="bytes=0-9").status_code == 206, "the owner's own are let in"
+        with contextlib.suppress(ConnectionError):
+            while piece := guest.recv(2 * MIB):  # it gets on, slowly
+                taken += len(piece)
+                time.sleep(0.03)
+                assert time.monotonic() - began < 5
+    assert taken < len(content)
+    eventually(lambda: server.post("update", body).status_code == 200, 5)
+    assert server.info(vid)["name"] == "mine"
+    eventually(lambda: server.http.head(f"volumes/{vid}/data?client_uid={BOB}").status_code == 200, 10)
 
 
 def test_what_a_guest_may_write_to_is_not_read(server: LiveServer) -> None:

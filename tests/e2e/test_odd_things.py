@@ -320,6 +320,11 @@ def test_a_read_only_location_is_shown_as_such_and_others_take_over(tmp_path: Pa
             shown = {one["name"]: one for one in server.call("locations")}
             assert "ead-only" in shown["first"]["reason"]
             assert server.log().count("first does not answer") == 0
+            read = server.http.get(f"volumes/{vid}/data")
+            assert (read.status_code, read.content) == (200, bytes(1_000_448))
+            assert server.http.get(f"volumes/{vid}/checksum").status_code == 200
+            copy = server.call("clone", {"volume_id": vid, "creatorID": ALICE})["vid"]
+            assert server.info(copy)["location"] == "second"
             subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
             deadline = time.monotonic() + 10
             while server.info(server.create())["location"] != "first":

@@ -110,8 +110,7 @@ class DataResponse(Response):
             pump = Pump(connection, parts)
             waited_s, waited_at_bytes = 0.0, 0
             while (turn := await streams.run(pump.turn)) is not Turn.DONE:
-                if self._stopping.is_set():
-                    raise ClientGone("the server stops")
+                self._require_wanted()
                 if pump.sent_bytes - waited_at_bytes >= LEAST_TAKEN_BYTES:
                     waited_s, waited_at_bytes = 0.0, pump.sent_bytes
                 if turn is Turn.FULL:
@@ -121,11 +120,19 @@ class DataResponse(Response):
                     waited_s += time.monotonic() - began
         wire.account(pump.sent_bytes)
 
+    def _require_wanted(self) -> None:
+        """Raises ClientGone when it is to end here."""
+        if self._stopping.is_set():
+            raise ClientGone("the server stops")
+        if self._body.image.unwanted.is_set():
+            raise ClientGone("somebody wants to change the volume, and this client has had its time")
+
     async def _until_writable(self, descriptor: int, patience_s: float) -> None:
         loop = asyncio.get_running_loop()
         writable = asyncio.Event()
         loop.add_writer(descriptor, writable.set)
-        waits = [asyncio.create_task(writable.wait()), asyncio.create_task(self._stopping.wait())]
+        events = (writable, self._stopping, self._body.image.unwanted)
+        waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             done, _ = await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -138,8 +145,7 @@ class DataResponse(Response):
     async def _send_pieces(self, parts: Iterator[Part], send: Send) -> None:
         pieces = _pieces(parts)
         while (piece := await self._body.image.streams.run(next, pieces, None)) is not None:
-            if self._stopping.is_set():
-                raise ClientGone("the server stops")
+            self._require_wanted()
             async with asyncio.timeout(self._stall_s):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
 

@@ -22,7 +22,7 @@ from elemento_storage.catalog.room import Room
 from elemento_storage.config import Settings
 from elemento_storage.disk import Place, within
 from elemento_storage.durable import TEMPORARY_PREFIX
-from elemento_storage.errors import LocationUnavailable, StorageError, VolumeLocked, VolumeNotFound
+from elemento_storage.errors import ImageChanged, LocationUnavailable, StorageError, VolumeLocked, VolumeNotFound
 from elemento_storage.faultpoints import reached
 from elemento_storage.keyed_locks import KeyedLocks
 from elemento_storage.model import Volume, new_uid
@@ -81,12 +81,16 @@ class Operation:
 
 @dataclass(frozen=True)
 class Reading:
-    """A volume that stays as it is because somebody reads it."""
+    """A volume that stays as it is because somebody reads it.
+
+    Where this server cannot write it leaves no lock file; then it is only found out at the end that somebody who can
+    has changed the volume.
+    """
 
     catalog: "Catalog"
     location: Location
     volume: Volume
-    lock: LockRecord
+    lock: LockRecord | None
 
     @property
     def place(self) -> Place:
@@ -97,10 +101,17 @@ class Reading:
         """To be asked when all is read, before anybody is told: nobody took the lock away meanwhile.
 
         Another server does when it takes this one for dead, and may have changed the volume then. Raises VolumeLocked,
-        VolumeNotFound, LocationUnavailable.
+        VolumeNotFound, LocationUnavailable, ImageChanged.
         """
-        async with self.held():
-            pass
+        if self.lock is not None:
+            async with self.held():
+                return
+        with os_errors(self.location):
+            volume = await self.location.reload(self.volume.volume_id)
+        if volume is None:
+            raise VolumeNotFound(self.volume.volume_id)
+        if (volume.modified_ns, volume.meta.format) != (self.volume.modified_ns, self.volume.meta.format):
+            raise ImageChanged("the image was changed while it was read: read it again from the start")
 
     def held(self) -> contextlib.AbstractAsyncContextManager[Held]:
         """The volume under its guard, with the same errors; what is done to it must be nothing a reader sees."""
@@ -117,7 +128,7 @@ class Catalog:
         self.room = Room(settings, self.server_id, self.locations, self.bin)
         self.resolvers: dict[str, Resolver] = {}  #: purpose of a lock file → what to do when its server died
         self.abandoned: dict[str, Resolver] = {}  #: the same for one in a staging directory, which is about to go
-        self.idle_readers: dict[str, Callable[[], Awaitable[None]]] = {}  #: what ends a session that nobody reads in
+        self.readers: dict[str, Callable[[], Awaitable[None]]] = {}  #: what hears that a volume which is read is wanted
         self.active_operations: set[str] = set()  #: operations under way here that hold a lock file
         self._settings = settings
         self._one_at_a_time = KeyedLocks()
@@ -251,8 +262,9 @@ class Catalog:
         caller changes nothing that a reader would see, so those who read may stay. Raises VolumeNotFound, VolumeLocked,
         LocationUnavailable, and what ``check`` raises.
         """
-        if not sharing and (dismiss := self.idle_readers.get(volume_id)) is not None:
-            await dismiss()
+        if not sharing and (tell := self.readers.get(volume_id)) is not None:
+            await self.find(volume_id, check)  # nobody hears of those who may not
+            await tell()
         async with self._one_at_a_time.hold(volume_id):
             location, volume = await self.find(volume_id, check)
             require_writable(location)
@@ -320,6 +332,10 @@ class Catalog:
         forbids reading it, under the guard, before the lock is taken; ``service.reading`` knows what that is.
         Raises VolumeNotFound, VolumeLocked, LocationUnavailable, and what ``check`` and ``require`` raise.
         """
+        location, _ = await self.find(volume_id, check)
+        if location.read_only:
+            yield await self._reading_without_lock(location, volume_id, check, require)
+            return
         async with self.operation(volume_id, operation_id) as operation:
             async with self.hold(volume_id, check, sharing=True) as held:
                 if require is not None:
@@ -334,6 +350,25 @@ class Catalog:
             except StorageError as error:
                 # What was read is no worse for it; the lock is left over from now on, and the next sweep removes it.
                 log.warning("volume %s: the lock of a reader is not removed now: %s", volume_id, error)
+
+    async def _reading_without_lock(
+        self, location: Location, volume_id: str, check: Check, require: Callable[[Held], Awaitable[None]] | None
+    ) -> Reading:
+        with os_errors(location):
+            volume = await location.reload(volume_id)
+            if volume is None:
+                raise VolumeNotFound(volume_id)
+            check(volume)
+            left = await self._left_over(location, volume, (), sharing=True)
+            if any(not lock.shared for lock in left):
+                raise LocationUnavailable(
+                    "an operation on the volume was broken off, and cannot be put right while nothing can be written "
+                    f"in location {location.name}",
+                    location=location.name,
+                )
+            if require is not None:
+                await require(Held(location, volume))
+        return Reading(self, location, volume, None)
 
     async def settle(self, volume_id: str) -> None:
         """Resolve what an operation left that ended badly, by the same code as after a crash.

@@ -4,7 +4,6 @@ The place belongs to this server and goes with it; the lock file in it tells who
 Should the server die after the place became the volume, the same lock file is found there, and the job was done.
 """
 
-import asyncio
 import os
 
 from elemento_storage.catalog.locations import os_errors
@@ -25,9 +24,11 @@ from elemento_storage.service.access import INFRASTRUCTURE
 from elemento_storage.service.core import Core
 from elemento_storage.service.create import Creating
 from elemento_storage.service.intake import Arrival, Intake, require_allowed
+from elemento_storage.service.shares import Shares
 
 PURPOSE = "download"
 _AT_ONCE = 16
+_AT_ONCE_OF_ONE = 10  #: client: what one of them fetches leaves room for the others
 _DOWNLOADED = 0.8  #: of the job, when all bytes are there
 
 
@@ -42,7 +43,7 @@ class Downloading:
             parse_networks(core.settings.download_allow), parse_networks(core.settings.download_deny)
         )
         self._patience = Patience(stall_s=core.settings.download_stall, total_s=core.settings.job_timeout)
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._shares = Shares(_AT_ONCE, _AT_ONCE_OF_ONE)
         core.catalog.resolvers[PURPOSE] = self._resolve_published
         core.catalog.abandoned[PURPOSE] = self._resolve_abandoned
 
@@ -56,9 +57,12 @@ class Downloading:
         if not incoming.fills and (made := await self._creating.made_before(incoming.volume_id)) is not None:
             progress.commit()
             return made
+        async with self._shares.turn(incoming.creator_id or None, progress):
+            return await self._fetch(incoming, url, call, progress)
+
+    async def _fetch(self, incoming: Incoming, url: str, call: str, progress: Progress) -> Volume:
         operations = self._core.catalog.active_operations
         receiver = _Receiver(self._core, self._intake, incoming, call, progress)
-        await self._take_slot(progress)
         operations.add(progress.operation_id)
         try:
             download = Download(url, self._rules, self._patience, progress, counted_only=incoming.checksum is None)
@@ -75,19 +79,6 @@ class Downloading:
         finally:
             receiver.close()
             operations.discard(progress.operation_id)
-            self._slots.release()
-
-    async def _take_slot(self, progress: Progress) -> None:
-        if self._slots.locked():
-            progress.advance(0.0, "queued")
-        slot = asyncio.ensure_future(self._slots.acquire())
-        cancelled = asyncio.ensure_future(progress.cancelled.wait())
-        await asyncio.wait({slot, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-        cancelled.cancel()
-        if progress.cancelled.is_set():
-            if not slot.cancel():
-                self._slots.release()
-            progress.check()
 
     async def _resolve_published(self, place: Place, lock: LockRecord) -> None:
         """The server died when the volume was there already."""

@@ -29,7 +29,7 @@ async def reading(
     ``check`` says whether the caller may, such as ``actor.require_see``. QEMU's own lock on the image is held as well,
     so no program that respects it writes meanwhile. Ask ``confirm`` when all is read, before anybody is told. Raises
     VolumeNotFound, VolumeLocked, VolumeExported (somebody may be writing), VolumeWaiting, ImageInUse,
-    LocationUnavailable.
+    LocationUnavailable. A location where nothing can be written is read without a lock file (``Reading``).
     """
 
     async def require(held: Held) -> None:

@@ -23,9 +23,11 @@ from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
-from elemento_storage.service.read_sessions import ReadSessions, Session
+from elemento_storage.service.read_sessions import Reader, ReadSessions, Session
+from elemento_storage.service.shares import Shares
 
 _MOST_CHECKSUMS: Final = 2  #: each takes all of the processor it gets
+_MOST_CHECKSUMS_OF_ONE: Final = 1
 _TELL_BYTES: Final = 64 * 2**20
 _SETTLED_NS: Final = 2 * 10**9
 _TAIL_BYTES: Final = 4096
@@ -52,6 +54,7 @@ class Image:
     is_strong: bool  #: whether the tag proves it: on some file systems two changes within a second look alike
     readable: Readable
     streams: Disk  #: the threads to read it in
+    unwanted: asyncio.Event  #: the reading is to end, whatever is left
     _file: OpenFile
 
     @property
@@ -97,7 +100,7 @@ class VolumeData:
         self._core = core
         self._catalog = core.catalog
         self.sessions = ReadSessions(core)
-        self._checksums = asyncio.Semaphore(_MOST_CHECKSUMS)
+        self._checksums = Shares(_MOST_CHECKSUMS, _MOST_CHECKSUMS_OF_ONE)
 
     @contextlib.asynccontextmanager
     async def image(
@@ -107,10 +110,11 @@ class VolumeData:
 
         Raises VolumeNotFound, VolumeLocked, VolumeExported, VolumeWaiting, FormatUnsupported, ImageDamaged …
         """
-        async with self.sessions.open(actor, volume_id) as session:
-            yield await self._image(session, image_format)
+        async with self.sessions.open(actor, volume_id) as reader:
+            yield await self._image(reader, image_format)
 
-    async def _image(self, session: Session, image_format: DataFormat) -> Image:
+    async def _image(self, reader: Reader, image_format: DataFormat) -> Image:
+        session = reader.session
         readable = session.images.get(image_format)
         if readable is None:
             readable = await _MAKERS[image_format](session)
@@ -119,7 +123,9 @@ class VolumeData:
         if isinstance(readable, Qcow2Layout | VmdkLayout):
             tag += f"-{readable.digest}"
         settled = _is_settled(session.file)
-        return Image(session.volume, image_format, tag, settled, readable, session.streams, session.file)
+        return Image(
+            session.volume, image_format, tag, settled, readable, session.streams, reader.unwanted, session.file
+        )
 
     async def extents(self, actor: Actor, volume_id: str, start: int, limit: int) -> ExtentsPage:
         """Where the data is, from ``start`` on, in at most ``limit`` pieces. Raises what ``image`` does."""
@@ -127,8 +133,9 @@ class VolumeData:
         def look(content: Content) -> list[Extent]:
             return list(islice(content.extents(start, content.size_bytes), limit))
 
-        async with self.sessions.open(actor, volume_id) as session:
-            image = await self._image(session, DataFormat.RAW)
+        async with self.sessions.open(actor, volume_id) as reader:
+            session = reader.session
+            image = await self._image(reader, DataFormat.RAW)
             content = await session.content()
             found = await session.run(look, content)
             await session.run(session.file.require_unchanged)
@@ -140,7 +147,8 @@ class VolumeData:
     ) -> Checksum:
         """The checksum of what a guest sees. Raises what ``image`` does, ImageChanged, JobCancelled."""
         loop = asyncio.get_running_loop()
-        async with self.sessions.open(actor, volume_id) as session:
+        async with self.sessions.open(actor, volume_id) as reader:
+            session = reader.session
             content = await session.content()
             size_bytes = content.size_bytes
             told = 0
@@ -148,33 +156,15 @@ class VolumeData:
             def on_bytes(done: int) -> None:
                 nonlocal told
                 progress.check()
+                reader.check()
                 if done - told >= _TELL_BYTES:
                     told = done
                     loop.call_soon_threadsafe(partial(progress.advance, done / size_bytes, "reading"))
 
-            async with _turn(self._checksums, progress):
+            async with self._checksums.turn(actor.client, progress):
                 found = await session.run(CHECKSUMS[method], content, algorithm, on_bytes)
             await session.run(session.file.require_unchanged)
             return Checksum(session.volume, algorithm, method, found, size_bytes)
-
-
-@contextlib.asynccontextmanager
-async def _turn(semaphore: asyncio.Semaphore, progress: Progress) -> AsyncIterator[None]:
-    """Wait for one's turn, but no longer than one still wants it. Raises JobCancelled."""
-    waiting = asyncio.create_task(semaphore.acquire())
-    cancelled = asyncio.create_task(progress.cancelled.wait())
-    try:
-        await asyncio.wait({waiting, cancelled}, return_when=asyncio.FIRST_COMPLETED)
-        progress.check()
-        await waiting
-        try:
-            yield
-        finally:
-            semaphore.release()
-            waiting = cancelled
-    finally:
-        cancelled.cancel()
-        waiting.cancel()
 
 
 def _tag(session: Session) -> str:

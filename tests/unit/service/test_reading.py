@@ -98,6 +98,7 @@ async def test_one_reader_that_fails_leaves_the_others(server: Server) -> None:
         with pytest.raises(ZeroDivisionError):
             async with reading(core, VID, anybody, "clone", new_uid()):
                 raise ZeroDivisionError
+        assert other.lock is not None
         assert lock_names(server) == [other.lock.file_name]
         await other.confirm()
     assert lock_names(server) == []
@@ -109,6 +110,7 @@ async def test_the_lock_of_a_dead_reader_is_removed_by_whoever_comes_next(server
     locks.write_lock(directory, dead)
     core = server.services.core
     async with reading(core, VID, anybody, "clone", new_uid()) as source:
+        assert source.lock is not None
         assert lock_names(server) == [source.lock.file_name]
     locks.write_lock(directory, dead)
     assert (await rename(server)).meta.name == "another"
@@ -117,6 +119,7 @@ async def test_the_lock_of_a_dead_reader_is_removed_by_whoever_comes_next(server
 
 async def test_a_reader_is_told_that_its_lock_was_taken_away(server: Server) -> None:
     async with reading(server.services.core, VID, anybody, "clone", new_uid()) as source:
+        assert source.lock is not None
         locks.remove_lock(source.place.directory, source.lock)
         with pytest.raises(VolumeLocked, match="taken away"):
             await source.confirm()
