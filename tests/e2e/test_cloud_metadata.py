@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -12,8 +13,10 @@ import httpx
 import pytest
 
 from tests.clients import eventually
+from tests.e2e.invariants import assert_clean
 from tests.exporting import unexport_everything
-from tests.live import ALICE, BOB, LiveServer, live_server
+from tests.live import ALICE, BOB, LiveServer, live_server, make_location
+from tests.unit.support import small_file_system
 
 USER = b"#cloud-config\nhostname: one\n"
 META = b"instance-id: i-1\n"
@@ -258,6 +261,23 @@ def test_calls_that_are_wrong(running: LiveServer) -> None:
     answer = send(running, {"vid": running.create()}, ("user-data", USER))
     assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
     assert not list((running.directory(vid) / "cloud-init-metadata").glob("[!e]*"))
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "mnt" / "disk", 12) as disk:
+        make_location(tmp_path / "mnt")
+        with live_server(tmp_path) as server:
+            vid = first(server, expectedFiles=2)
+            assert send(server, {"vid": vid}, ("meta-data", META)).status_code == 206
+            script = b"#!/bin/sh\n" + os.urandom(3 << 20)
+            (disk / "filler").write_bytes(bytes(10 << 20))
+            refused = send(server, {"vid": vid}, ("script.sh", script))
+            assert (refused.status_code, refused.json()["code"]) == (507, "no-room")
+            assert_clean(server)
+            (disk / "filler").unlink()
+            assert send(server, {"vid": vid}, ("script.sh", script)).status_code == 200
+            assert extracted(server, vid, tmp_path / "seed")["script.sh"] == script
+            assert_clean(server)
 
 
 def test_only_the_owner(running: LiveServer) -> None:

@@ -131,6 +131,56 @@ def test_the_answer_need_not_wait_for_the_volume(server: LiveServer) -> None:
     assert server.info(job["result"]["vid"])["size"] == MIB
 
 
+def once(server: LiveServer, key: str, data: bytes, path: str = "create/upload", **more: str) -> httpx.Response:
+    return server.http.put(path, params={**KEYS, **more}, content=data, headers={"Idempotency-Key": key})
+
+
+def test_the_same_key_makes_one_volume(server: LiveServer) -> None:
+    before = set(server.listed())
+    first = once(server, "one", DATA)
+    again = once(server, "one", DATA)
+    assert (first.status_code, again.status_code) == (200, 200), again.text
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json() == first.json()
+    form = server.http.post("create/upload", data=KEYS, files={"file": ("x", DATA)}, headers={"Idempotency-Key": "one"})
+    assert form.json() == first.json(), "the keys and the image count, not how they come"
+    for other in (once(server, "one", DATA[:-1] + b"x"), once(server, "one", DATA, bus="scsi")):
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency-key-reused")
+    assert set(server.listed()) == before | {first.json()["vid"]}
+    assert once(server, "", DATA).status_code == 400
+
+
+def test_a_key_of_what_failed_can_be_used_again(server: LiveServer) -> None:
+    wrong = once(server, "later", DATA, checksum=f"sha256:{'0' * 64}")
+    assert wrong.status_code == 409
+    assert once(server, "later", DATA, checksum=f"sha256:{hashlib.sha256(DATA).hexdigest()}").status_code == 200
+
+
+def test_a_key_with_a_job(server: LiveServer) -> None:
+    headers = {"Idempotency-Key": "job", "Prefer": "respond-async"}
+    begun = server.http.put("create/upload", params=KEYS, content=DATA, headers=headers)
+    assert begun.status_code in (200, 202), begun.text
+    if begun.status_code == 202:
+        eventually(lambda: server.http.get(f"jobs/{begun.json()['job']}").json()["state"] == "done", 10)
+    again = server.http.put("create/upload", params=KEYS, content=DATA, headers=headers)
+    assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
+    assert again.json()["vid"] in server.listed()
+
+
+def test_a_key_over_a_crash(tmp_path: Path) -> None:
+    with live_server(tmp_path, env={"ELEMENTO_STORAGE_FAULTPOINT": "kill:intake.tidied"}) as one:
+        with pytest.raises(httpx.HTTPError):
+            once(one, "crash", DATA)
+        one.wait_dead()
+        one.start()
+        answer = once(one, "crash", DATA)
+        assert answer.status_code == 200, answer.text
+        assert list(one.listed()) == [answer.json()["vid"]]
+        assert once(one, "crash", DATA).json() == answer.json()
+        assert once(one, "crash", DATA + DATA).status_code == 422
+
+
 def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(small_file_system(tmp_path / "mnt" / "disk", 8))

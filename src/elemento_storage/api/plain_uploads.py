@@ -1,5 +1,7 @@
 """Uploads in one request, for small tools: ``curl -T`` and ``curl -F``. Who wants to go on after a break uses tus."""
 
+import asyncio
+import hashlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -8,14 +10,16 @@ from starlette.responses import Response
 
 from elemento_storage import API_VERSION
 from elemento_storage.api import schemas, tus_headers, upload_requests
+from elemento_storage.api.call import idempotency_key, idempotency_scope
 from elemento_storage.api.decode import UID_PATTERN, ignored_keys
+from elemento_storage.api.image_schemas import UploadRequest
 from elemento_storage.api.iso_schemas import IsoAnswer, iso_answer
 from elemento_storage.api.multipart import Form
 from elemento_storage.api.route import Exchange, Json, Route, prefers_async
 from elemento_storage.api.schemas import CreateAnswer
 from elemento_storage.api.upload_bodies import feed, pieces, pour
 from elemento_storage.api.upload_requests import Told
-from elemento_storage.api.upload_schemas import FillRequest, IsoUploadRequest, UploadRequest
+from elemento_storage.api.upload_schemas import FillRequest, IsoUploadRequest
 from elemento_storage.api.volume_calls import create_answer
 from elemento_storage.errors import (
     BodyTooLarge,
@@ -23,6 +27,7 @@ from elemento_storage.errors import (
     InvalidRequest,
     InvalidValue,
     JobCancelled,
+    KeyReused,
     LocationUnavailable,
     MissingKey,
     NoRoom,
@@ -31,9 +36,13 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
-from elemento_storage.model import MAX_VOLUME_BYTES, Volume, VolumeFormat, in_gigabytes
+from elemento_storage.jobs import Job
+from elemento_storage.model import MAX_VOLUME_BYTES, Volume, VolumeFormat
 from elemento_storage.progress import Progress
+from elemento_storage.service.idempotency import derive_uid
+from elemento_storage.service.services import Services
 from elemento_storage.service.uploading import Whole
+from elemento_storage.uploads.content import Hash
 
 _FORM: Final = "multipart/form-data"
 _FILLS: Final = ("volume_id", "vid", "volumeID")
@@ -62,59 +71,155 @@ async def _upload(exchange: Exchange, path: str) -> Response:
     length = tus_headers.number(request.headers, "Content-Length")
     if length is not None and length > MAX_VOLUME_BYTES:
         raise BodyTooLarge(f"an image has at most {MAX_VOLUME_BYTES} bytes")
+    key = idempotency_key(request.headers)
     form: Form | None = None
     if content_type.partition(";")[0].strip().lower() == _FORM:
         stall_s = exchange.services.core.settings.upload_stall
         form = Form(content_type, pieces(request, exchange.stopping, stall_s))
         values |= await form.fields()
-    said = _told(exchange, path, values)
-    whole = await exchange.services.uploading.whole(said.incoming, length)
-    try:
-        await _receive(exchange, whole, form)
-    except BaseException:
-        await whole.drop()
-        raise
-    return await _finish(exchange, path, whole, said)
+    upload = _Upload(exchange, path, values, length, form)
+    return await (upload.plain() if key is None else upload.once(key))
 
 
-def _told(exchange: Exchange, path: str, values: Mapping[str, str]) -> Told:
-    if any(key in values for key in _FILLS):
-        return upload_requests.told(exchange.caller, values)
-    read = upload_requests.image if path == "create/upload" else upload_requests.iso
-    return read(exchange.caller, values)
+class _Kept(msgspec.Struct):
+    """What is kept for an Idempotency-Key."""
+
+    answer: msgspec.Raw
+    digest: str  #: sha256 of the body, or of the file in the form
 
 
-async def _receive(exchange: Exchange, whole: Whole, form: Form | None) -> None:
-    if form is not None:
-        await feed(form.file(), whole.receiving)
-        return
-    uploading = exchange.services.uploading
-    stall_s = exchange.services.core.settings.upload_stall
-    await pour(exchange.request, whole.receiving, stall_s=stall_s, by_thread=uploading.has_thread)
+class _Upload:
+    """One request."""
 
+    def __init__(
+        self, exchange: Exchange, path: str, values: Mapping[str, str], length: int | None, form: Form | None
+    ) -> None:
+        self._exchange = exchange
+        self._path = path
+        self._values = values
+        self._length = length
+        self._form = form
+        self._ignored: dict[str, str] = {}
 
-async def _finish(exchange: Exchange, path: str, whole: Whole, said: Told) -> Response:
-    async def work(progress: Progress) -> msgspec.Struct:
-        return _answer(await whole.finish(progress))
+    async def plain(self) -> Response:
+        """Nobody may send it again."""
+        job = await self._begin(self._told(None))
+        if prefers_async(self._exchange.request):
+            return self._begun(job)
+        await job.finished.wait()
+        return _json(_result(job), 200, self._ignored)
 
-    jobs = exchange.services.core.jobs
-    incoming = said.incoming
-    job = jobs.start(path, work, client=incoming.creator_id or None, volume_id=incoming.volume_id)
-    headers = ignored_keys(said.ignored)
-    if prefers_async(exchange.request):
+    async def once(self, key: str) -> Response:
+        """Sent again with the same key it makes no second volume. Raises KeyReused for another body."""
+        begun: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+
+        async def work(seed: str) -> bytes:
+            volume_id = derive_uid(seed, 0)
+            said = self._told(volume_id)
+            if not said.incoming.fills and (made := await self._services.creating.made_before(volume_id)) is not None:
+                # Its server died before it answered. What it was made of is not known any more.
+                return _kept(_answer(made), await self._drain())
+            hasher = hashlib.sha256()
+            job = await self._begin(said, hasher)
+            begun.set_result(job)
+            await job.finished.wait()
+            return _kept(_result(job), hasher.hexdigest())
+
+        owner = self._told(None).incoming.creator_id
+        scope = idempotency_scope(self._exchange.caller, owner, self._path)
+        asked = msgspec.json.encode(sorted(self._values.items()))
+        # A task of its own: a client that hangs up does not end it.
+        task = asyncio.ensure_future(self._services.idempotency.once(scope, key, asked, work))
+        _under_way.add(task)
+        task.add_done_callback(_forget)
+        if prefers_async(self._exchange.request):
+            await asyncio.wait((task, begun), return_when=asyncio.FIRST_COMPLETED)
+            if begun.done() and not task.done():
+                return self._begun(begun.result())
+        answer, replayed = await asyncio.shield(task)
+        kept = msgspec.json.decode(answer, type=_Kept)
+        if not replayed:
+            return _json(kept.answer, 200, self._ignored)
+        if await self._drain() != kept.digest:
+            raise KeyReused("this Idempotency-Key was used with another image: take a new one")
+        return _json(kept.answer, 200, {**self._ignored, "Idempotency-Replayed": "true"})
+
+    @property
+    def _services(self) -> Services:
+        return self._exchange.services
+
+    def _told(self, volume_id: str | None) -> Told:
+        if any(key in self._values for key in _FILLS):
+            said = upload_requests.told(self._exchange.caller, self._values)
+        else:
+            read = upload_requests.image if self._path == "create/upload" else upload_requests.iso
+            said = read(self._exchange.caller, self._values, volume_id)
+        self._ignored = ignored_keys(said.ignored)
+        return said
+
+    async def _begin(self, said: Told, hasher: Hash | None = None) -> Job:
+        """Take the body; what makes a volume of it. ``hasher`` takes in all of it as well."""
+        whole = await self._services.uploading.whole(said.incoming, self._length, hasher)
+        try:
+            await self._receive(whole)
+        except BaseException:
+            await whole.drop()
+            raise
+
+        async def work(progress: Progress) -> msgspec.Struct:
+            return _answer(await whole.finish(progress))
+
+        incoming = said.incoming
+        return self._services.core.jobs.start(
+            self._path, work, client=incoming.creator_id or None, volume_id=incoming.volume_id
+        )
+
+    async def _receive(self, whole: Whole) -> None:
+        if self._form is not None:
+            await feed(self._form.file(), whole.receiving)
+            return
+        uploading = self._services.uploading
+        stall_s = self._services.core.settings.upload_stall
+        await pour(self._exchange.request, whole.receiving, stall_s=stall_s, by_thread=uploading.has_thread)
+
+    async def _drain(self) -> str:
+        """The sha256 of a body of which nothing is made."""
+        stall_s = self._services.core.settings.upload_stall
+        body = pieces(self._exchange.request, self._exchange.stopping, stall_s)
+        hasher = hashlib.sha256()
+        async for piece in body if self._form is None else self._form.file():
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+    def _begun(self, job: Job) -> Response:
         address = f"/api/{API_VERSION}/jobs/{job.job_id}"
-        headers |= {"Location": address, "Preference-Applied": "respond-async"}
+        headers = self._ignored | {"Location": address, "Preference-Applied": "respond-async"}
         return _json({"job": job.job_id, "location": address}, 202, headers)
-    await job.finished.wait()
+
+
+_under_way: Final[set[asyncio.Future[tuple[bytes, bool]]]] = set()
+
+
+def _forget(task: "asyncio.Future[tuple[bytes, bool]]") -> None:
+    _under_way.discard(task)
+    if not task.cancelled():
+        task.exception()  # whoever still waits has heard of it; its job says so to the others
+
+
+def _result(job: Job) -> object:
     if job.error is not None:
         raise job.error
-    return _json(job.result, 200, headers)
+    return job.result
+
+
+def _kept(answer: object, digest: str) -> bytes:
+    return msgspec.json.encode(_Kept(msgspec.Raw(schemas.encode(answer)), digest))
 
 
 def _answer(volume: Volume) -> msgspec.Struct:
     if volume.meta.format is VolumeFormat.ISO:
         return iso_answer(volume)
-    return create_answer(volume, in_gigabytes(volume.size_bytes))
+    return create_answer(volume)
 
 
 def _json(answer: object, status: int, headers: Mapping[str, str]) -> Response:
@@ -139,8 +244,16 @@ _BODY: Final[Json] = {
 }
 _ERRORS: Final = (
     *(InvalidRequest, InvalidValue, MissingKey, BodyTooLarge, UploadStalled, NoRoom, LocationUnavailable),
-    *(Conflict, JobCancelled, VolumeLocked, VolumeNotFound, NotOwner),
+    *(Conflict, JobCancelled, KeyReused, VolumeLocked, VolumeNotFound, NotOwner),
 )
+
+
+_KEY: Final[Json] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key, keys and image get the same answer, once only done.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
 
 
 def _answers(kind: type[msgspec.Struct]) -> dict[str, Json]:
@@ -156,7 +269,7 @@ def _answers(kind: type[msgspec.Struct]) -> dict[str, Json]:
 
 
 PLAIN_UPLOAD_ROUTES: Final = tuple(
-    Route(method, path, handle, _answers(answer), _ERRORS, parameters, _BODY, (answer,))
+    Route(method, path, handle, _answers(answer), _ERRORS, (*parameters, _KEY), _BODY, (answer,))
     for path, handle, answer, parameters in (
         ("create/upload", create_upload, CreateAnswer, _query(UploadRequest)),
         ("iso/create/upload", iso_create_upload, IsoAnswer, _query(IsoUploadRequest, FillRequest)),

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from elemento_storage.api.auth import Caller
-from elemento_storage.api.decode import checked_name, decode, size_bytes
+from elemento_storage.api.decode import checked_name, decode
+from elemento_storage.api.image_schemas import UploadRequest
 from elemento_storage.api.iso_schemas import IsoRequest
-from elemento_storage.api.upload_schemas import FillRequest, IsoUploadRequest, UploadRequest
+from elemento_storage.api.upload_schemas import FillRequest, IsoUploadRequest
 from elemento_storage.images.incoming import Compression, ImageFormat, Incoming, parse_checksum
 from elemento_storage.model import VolumeFormat, new_uid
-from elemento_storage.service.create import clone_settings, refuse_bootable_and_shareable
 from elemento_storage.service.iso_library import NewIso
 
 Values = Mapping[str, str]
@@ -33,40 +33,24 @@ def told(caller: Caller, values: Values) -> Told:
     return iso(caller, values) if "isotype" in values else image(caller, values)
 
 
-def image(caller: Caller, values: Values) -> Told:
-    """A volume made of an image. Raises MissingKey, InvalidValue, Forbidden."""
+def image(caller: Caller, values: Values, volume_id: str | None = None) -> Told:
+    """A volume made of an image, with this id or a new one. Raises MissingKey, InvalidValue, Forbidden."""
     request, ignored = decode(values, UploadRequest, fill=caller.stands_for(creates=True), from_query=True)
     caller.actor(request.creator_id)
-    refuse_bootable_and_shareable(bootable=request.bootable, shareable=request.shareable)
-    clonable, alg = clone_settings(request.clonable, request.alg)
-    incoming = Incoming(
-        volume_id=new_uid(),
-        creator_id=request.creator_id,
-        name=checked_name(request.name),
-        private=request.private,
-        readonly=request.readonly,
-        shareable=request.shareable,
-        bootable=request.bootable,
-        clonable=clonable,
-        alg=alg,
-        bus=request.bus,
-        format=VolumeFormat(request.format),
-        size_bytes=None if request.size is None else size_bytes("size", request.size),
-        image_format=None if request.source_format is None else ImageFormat(request.source_format),
-        compression=request.compression,
-        checksum=parse_checksum(request.checksum),
+    incoming = request.incoming(
+        volume_id or new_uid(), bootable=request.bootable, readonly=request.readonly, shareable=request.shareable
     )
     return Told(incoming, ignored)
 
 
-def iso(caller: Caller, values: Values) -> Told:
-    """A volume of the ISO library. Raises MissingKey, InvalidValue, Forbidden."""
+def iso(caller: Caller, values: Values, volume_id: str | None = None) -> Told:
+    """A volume of the ISO library, with this id or a new one. Raises MissingKey, InvalidValue, Forbidden."""
     request, ignored = decode(values, IsoUploadRequest, fill=caller.stands_for(creates=True), from_query=True)
     caller.actor(request.creator_id)
-    return Told(_iso(request, request.compression, request.checksum), ignored)
+    return Told(_iso(request, request.compression, request.checksum, volume_id), ignored)
 
 
-def _iso(request: IsoRequest, compression: Compression | None, checksum: str | None) -> Incoming:
+def _iso(request: IsoRequest, compression: Compression | None, checksum: str | None, volume_id: str | None) -> Incoming:
     new = NewIso(
         creator_id=request.creator_id,
         name=checked_name(request.name),
@@ -75,6 +59,7 @@ def _iso(request: IsoRequest, compression: Compression | None, checksum: str | N
         private=request.private,
         clonable=request.clonable,
         alg=request.alg,
+        volume_id=volume_id,
     )
     meta = new.meta()
     return Incoming(

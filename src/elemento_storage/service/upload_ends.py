@@ -105,23 +105,29 @@ class UploadEnds:
             volume = await self._intake.finish(arrival, target, progress, digest=digest)
         except StorageError as error:
             if not (_may_go_well_later(error) or (isinstance(error, JobCancelled) and self._stopping)):
-                await self._fail(location, record, arrival, error)
+                await self.fail(location, record, arrival, error)
             raise
         except Exception:
-            await self._fail(location, record, arrival, InternalFault("the upload could not be finished"))
+            await self.fail(location, record, arrival, InternalFault("the upload could not be finished"))
             raise
         reached("upload.finished")
         await self._end(location, record, turn, volume.volume_id)
         return volume
 
-    async def _fail(self, location: Location, record: UploadRecord, arrival: Arrival, error: StorageError) -> None:
-        """The room first: a crash in between leaves an upload whose place is gone, which the next look forgets."""
+    async def fail(
+        self, location: Location, record: UploadRecord, arrival: Arrival, error: StorageError
+    ) -> UploadRecord:
+        """No volume can be made of it: give its room back. What is recorded from now on. Only by whose turn it is.
+
+        The room first: a crash in between leaves an upload whose place is gone, which the next look forgets.
+        """
         message = "the server's log has the reason" if isinstance(error, InternalFault) else error.message
         failed = msgspec.structs.replace(record, phase=Phase.FAILED, problem=Problem(error.code, message))
         with contextlib.suppress(StorageError), os_errors(location):
             await arrival.release()
             reached("upload.released")
             await self._store.write(location, failed)
+        return failed
 
     async def _end(self, location: Location, record: UploadRecord, turn: Turn, volume_id: str) -> None:
         done = msgspec.structs.replace(record, phase=Phase.DONE, volume_id=volume_id)

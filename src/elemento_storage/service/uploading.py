@@ -19,7 +19,10 @@ from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.room import Demand
 from elemento_storage.disk import Disk
 from elemento_storage.errors import (
+    Conflict,
     Forbidden,
+    ImageTooLarge,
+    InvalidRequest,
     InvalidValue,
     JobEnded,
     LocationUnavailable,
@@ -31,18 +34,19 @@ from elemento_storage.errors import (
     UploadNotFound,
 )
 from elemento_storage.faultpoints import reached
+from elemento_storage.images.recognise import HEAD_BYTES
 from elemento_storage.jobs import Job
 from elemento_storage.model import MAX_VOLUME_BYTES, Volume, new_uid, utc_now
 from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.intake import Arrival, Incoming, Intake
-from elemento_storage.service.receiving import Receiving
+from elemento_storage.service.receiving import Foresee, Receiving
 from elemento_storage.service.upload_ends import UploadEnds
 from elemento_storage.service.upload_store import Upload, UploadStore
 from elemento_storage.undo import Reverter
 from elemento_storage.uploads import record as records
-from elemento_storage.uploads.content import Content, Hash
+from elemento_storage.uploads.content import Content, Hash, Hashes
 from elemento_storage.uploads.place import prepare
 from elemento_storage.uploads.record import Phase, Problem, UploadRecord
 from elemento_storage.uploads.transfer import Checksum, Transfer
@@ -169,6 +173,7 @@ class Uploading:
             going = await self._go_on(upload.location, upload_id, turn, chunk)
             self._receiving[upload_id] = going.receiving
             self._require_running()
+            await going.receiving.look()
             yield going
         finally:
             if going is None:
@@ -233,8 +238,28 @@ class Uploading:
 
         with os_errors(location):
             transfer = await location.disk.run(open_transfer)
-        receiving = Receiving(arrival, transfer, self._threads)
-        return Going(self, record, turn, receiving, digest)
+        # What has to be verified first is looked at when it was: at the next request's beginning, or at the end.
+        from_start = turn.offset < HEAD_BYTES
+        foresee = None if chunk.checksum is not None and from_start else self._foresee(location, record, arrival)
+        return Going(self, record, turn, Receiving(arrival, transfer, self._threads, foresee), digest)
+
+    def _foresee(self, location: Location, record: UploadRecord, arrival: Arrival) -> Foresee | None:
+        """Ends an upload early of which no volume can be made, and reserves what its image needs in the end.
+
+        It raises UploadFailed; NoRoom, with which the upload stays as it is.
+        """
+        target = record.target
+        if target is None:
+            return None
+
+        async def foresee(head: bytes) -> None:
+            try:
+                await self._intake.foresee(arrival, target, head)
+            except (InvalidRequest, Conflict, ImageTooLarge) as error:
+                log.info("upload %s is refused early: %s", record.upload_id, error.message)
+                raise failed(await self.ends.fail(location, record, arrival, error)) from None
+
+        return foresee
 
     async def _learn_length(
         self, location: Location, record: UploadRecord, arrival: Arrival, length: int, offset: int
@@ -353,16 +378,17 @@ class Uploading:
 
     # -- the whole at once ---------------------------------------------------------------------------------
 
-    async def whole(self, incoming: Incoming, length: int | None) -> "Whole":
+    async def whole(self, incoming: Incoming, length: int | None, hasher: Hash | None = None) -> "Whole":
         """An upload in one request, by a client that cannot go on with it: it ends with the request, or the server.
 
-        Raises what ``Intake.reserve`` raises.
+        ``hasher`` takes in every byte as well. Raises what ``Intake.reserve`` raises.
         """
         arrival = await self._intake.reserve(incoming, length, lasting=False)
         digest = incoming.hasher()
+        both = digest if hasher is None else hasher if digest is None else Hashes(digest, hasher)
 
         def open_transfer() -> Transfer:
-            content = Content(arrival.content, 0, create=True, digest=digest)
+            content = Content(arrival.content, 0, create=True, digest=both)
             return Transfer(content, MAX_VOLUME_BYTES if length is None else length)
 
         async with Reverter() as revert:
@@ -370,7 +396,9 @@ class Uploading:
             with os_errors(arrival.location):
                 transfer = await arrival.location.disk.run(open_transfer)
             revert.commit()
-        receiving = Receiving(arrival, transfer, self._threads)
+        receiving = Receiving(
+            arrival, transfer, self._threads, lambda head: self._intake.foresee(arrival, incoming, head)
+        )
         self._whole.add(receiving)
         if self._stopping:
             receiving.end_soon()

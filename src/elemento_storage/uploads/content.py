@@ -34,6 +34,27 @@ class Hash(Protocol):
         """The same in hex digits."""
 
 
+class Hashes:
+    """Two that take in the same bytes; the digest is the first one's. A Hash."""
+
+    def __init__(self, first: Hash, second: Hash) -> None:
+        self._first = first
+        self._second = second
+
+    def update(self, data: memoryview, /) -> None:
+        """See Hash."""
+        self._first.update(data)
+        self._second.update(data)
+
+    def digest(self) -> bytes:
+        """See Hash."""
+        return self._first.digest()
+
+    def hexdigest(self) -> str:
+        """See Hash."""
+        return self._first.hexdigest()
+
+
 class Content:
     """The file of one upload, open for writing at ``offset``. Raises OSError, also for a file that is not there.
 
@@ -96,6 +117,11 @@ class Content:
         if turn is not None:
             turn.advance(self.position)
         return self.position
+
+    def head(self, count: int) -> bytes:
+        """The first bytes, as many as there are of ``count``. Raises OSError."""
+        present = os.pread(self._descriptor, count, 0)
+        return present.ljust(min(count, self.position), b"\0")  # zeros at the end are in no file yet
 
     def rewind(self, offset: int) -> None:
         """Forget everything behind ``offset``. Raises OSError."""

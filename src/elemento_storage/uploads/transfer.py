@@ -105,6 +105,10 @@ class Transfer:
         if since >= _KEEP_BYTES or (since and time.monotonic() - self._kept_at >= _KEEP_S):
             self.keep()
 
+    def head(self, count: int) -> bytes:
+        """The first bytes of the upload, as many as there are of ``count``. Raises OSError."""
+        return self._content.head(count)
+
     def keep(self) -> int:
         """What arrived is durable, and recorded, when this returns; where it ends. Raises OSError."""
         self._kept = self._content.keep(self._turn)
