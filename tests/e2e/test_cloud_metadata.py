@@ -264,13 +264,13 @@ def test_calls_that_are_wrong(running: LiveServer) -> None:
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    with small_file_system(tmp_path / "mnt" / "disk", 12) as disk:
+    with small_file_system(tmp_path / "mnt" / "disk", 30) as disk:
         make_location(tmp_path / "mnt")
         with live_server(tmp_path) as server:
             vid = first(server, expectedFiles=2)
             assert send(server, {"vid": vid}, ("meta-data", META)).status_code == 206
             script = b"#!/bin/sh\n" + os.urandom(3 << 20)
-            (disk / "filler").write_bytes(bytes(10 << 20))
+            (disk / "filler").write_bytes(bytes(28 << 20))
             refused = send(server, {"vid": vid}, ("script.sh", script))
             assert (refused.status_code, refused.json()["code"]) == (507, "no-room")
             assert_clean(server)
