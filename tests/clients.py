@@ -80,6 +80,13 @@ class QemuIo:
         self._start(["qemu-io", "-f", image_format, str(path)], SLOW_S)
         return self
 
+    @classmethod
+    def on_nbd(cls, uri: str) -> Self:
+        """On an NBD export that may only be read."""
+        self = cls.__new__(cls)
+        self._start(["qemu-io", "-r", "-f", "raw", uri], SLOW_S)
+        return self
+
     @property
     def pid(self) -> int:
         return self._process.pid

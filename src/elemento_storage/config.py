@@ -93,6 +93,10 @@ class Settings:
     )
     bin_retention: float = _setting(86400.0, "how long a destroyed volume can be restored; 0: not at all")
     max_snapshots: int = _setting(64, "how many snapshots a volume may have; 0: none can be made")
+    backup_location: str = _setting(
+        "", "the location that takes all backups; empty: another one than the volume's, on another file system if any"
+    )
+    backups_at_once: int = _setting(2, "how many backups of schedules may run at once")
     lease: float = _setting(30.0, "after this long without a sign of life a server or an export is dead")
     heartbeat: float = _setting(5.0, "how often this server gives a sign of life in each location")
     sweep_interval: float = _setting(5.0, "how often locations are looked at for changes made behind the server's back")
@@ -234,7 +238,10 @@ def _validate(settings: Settings) -> None:
         if not getattr(settings, name) >= 0:
             raise ConfigurationError(f"{name.replace('_', '-')} cannot be negative")
     stalls = ("download_stall", "reader_stall")
-    for name in ("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", *stalls, "max_body"):
+    for name in (
+        *("lease", "heartbeat", "sweep_interval", "disk_timeout", "job_timeout", *stalls, "max_body"),
+        "backups_at_once",
+    ):
         if not getattr(settings, name) > 0:
             raise ConfigurationError(f"{name.replace('_', '-')} has to be greater than 0")
     if settings.heartbeat * 3 > settings.lease:

@@ -240,6 +240,12 @@ class UploadChecksumMismatch(StorageError):
     code = "upload-checksum-mismatch"
 
 
+class BackupNotFound(NotFound):
+    """No such backup, or somebody else's: the answer is the same."""
+
+    code = "backup-not-found"
+
+
 class Conflict(StorageError):
     """The volume's state forbids the operation."""
 
@@ -384,6 +390,30 @@ class OffsetMismatch(Conflict):
     code = "upload-offset-mismatch"
 
 
+class BackupDamaged(Conflict):
+    """A backup, or one that it needs, is not what was written, or not there."""
+
+    code = "backup-damaged"
+
+
+class NoIncrement(Conflict):
+    """Nothing says for certain what changed since; ``reason`` says why. A full backup is possible."""
+
+    code = "no-increment"
+
+
+class NotDue(Conflict):
+    """A backup of a schedule was made by another server in the meantime."""
+
+    code = "not-due"
+
+
+class BackupSessionLost(Conflict):
+    """What a backup program reads is not there any more, or no longer what it was: what it has read is worthless."""
+
+    code = "backup-session-lost"
+
+
 class JobEnded(Conflict):
     """The job is over: nothing is left to cancel."""
 
@@ -430,6 +460,12 @@ class UploadBusy(VolumeLocked):
     """Another request writes this upload, or it is being made a volume."""
 
     code = "upload-busy"
+
+
+class BackupsBusy(VolumeLocked):
+    """The backups of a volume are being read or put in order."""
+
+    code = "backups-busy"
 
 
 class Unavailable(StorageError):

@@ -155,6 +155,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     hidden: bool = False  #: at least one of them is not of somebody who only reads, so lists leave the volume out
     markers: tuple[str, ...] = ()  #: names of the export markers in the directory
     exported: bool = False  #: at least one marker is not stale
+    scheduled: bool = False  #: it is backed up by a schedule of its own
     meta_digest: str = ""  #: identifies the bytes of meta.json, the ETag of an update
     parent: str | None = None  #: the volume whose image this one's stands on
     has_clones: bool = False  #: there are linked clones of it, or were not long ago

@@ -34,6 +34,10 @@ from elemento_storage.feed import Feed
 from elemento_storage.jobs import Jobs
 from elemento_storage.mdns import Announcer
 from elemento_storage.model import Volume, VolumeFormat
+from elemento_storage.service.backup_restore import Restoring
+from elemento_storage.service.backup_schedules import BackupSchedules
+from elemento_storage.service.backup_sessions import BackupSessions
+from elemento_storage.service.backups import Backups
 from elemento_storage.service.clone import Cloning
 from elemento_storage.service.cloud_metadata import CloudMetadata
 from elemento_storage.service.convert import Converting
@@ -48,6 +52,7 @@ from elemento_storage.service.intake import Intake
 from elemento_storage.service.iso_library import IsoLibrary
 from elemento_storage.service.live_snapshots import LiveSnapshots
 from elemento_storage.service.migration import Migrating
+from elemento_storage.service.moments import Moments
 from elemento_storage.service.replace_image import ReplacingImages
 from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
@@ -89,6 +94,8 @@ class Server:
         publisher = self._build_publisher(core)
         exporting = self._build_exports(core, publisher)
         creating, intake = Creating(core), Intake(core)
+        moments = Moments(core, publisher)
+        backups = Backups(core, moments)
         self.services = Services(
             core=core,
             creating=creating,
@@ -107,6 +114,10 @@ class Server:
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
             snapshotting=Snapshotting(core, LiveSnapshots(core, publisher)),
+            backups=backups,
+            restoring=Restoring(core, backups),
+            backup_sessions=BackupSessions(core, moments),
+            backup_schedules=BackupSchedules(core, backups),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
         )
         self.api = Api(self.services, Authenticator(settings.auth, self.tokens))
@@ -164,6 +175,7 @@ class Server:
         await self.services.data.sessions.start()
         self.reconciler.start()
         self.services.migrating.start()
+        self.services.backup_schedules.start()
         self.services.uploading.start()
         try:
             log.info("qemu-img %s", await qemu_img.version())
@@ -173,8 +185,10 @@ class Server:
     async def stop(self) -> None:
         """Roll back what runs, leave the locations."""
         self.api.stopping.set()
+        await self.services.backup_schedules.stop()
         await self.services.uploading.stop()
         await self.services.core.jobs.stop(_STOP_GRACE_S)
+        await self.services.backup_sessions.stop()
         await self.services.data.sessions.close()
         await self.services.migrating.stop()
         await self.reconciler.stop()

@@ -120,9 +120,9 @@ def test_every_key_of_the_gateways_configuration_is_in_its_page() -> None:
 
 async def test_every_metric_is_in_the_table(tmp_path: Path) -> None:
     server = Server(Settings(root=str(tmp_path), state_dir=str(tmp_path / "state")))
-    exposed = (
-        await Metrics(server.services.core, server.services.exporting, server.services.migrating).text()
-    ).decode()
+    services = server.services
+    metrics = Metrics(services.core, services.exporting, services.migrating, services.backup_schedules)
+    exposed = (await metrics.text()).decode()
     endings = {"counter": "_total", "info": "_info"}
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", exposed, flags=re.MULTILINE))
     rows = first_cells(page("operations.md").partition("## Metrics")[2].partition("\n## ")[0])

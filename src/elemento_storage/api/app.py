@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from elemento_storage import API_VERSION
 from elemento_storage.api import openapi, schemas
 from elemento_storage.api.auth import Authenticator
+from elemento_storage.api.backup_calls import BACKUP_CALLS
 from elemento_storage.api.body import read_json
 from elemento_storage.api.call import Call, Context, Kind, Reply, idempotency_key, idempotency_scope
 from elemento_storage.api.clone_calls import CLONE_CALLS
@@ -60,6 +61,7 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *SNAPSHOT_CALLS,
     *EXPORT_CALLS,
     *MIGRATION_CALLS,
+    *BACKUP_CALLS,
     *SERVER_CALLS,
     *WHOAMI_CALLS,
 )
@@ -76,7 +78,7 @@ class Api:
         self._services = services
         self._core = services.core
         self._authenticator = authenticator
-        self._metrics = Metrics(services.core, services.exporting, services.migrating)
+        self._metrics = Metrics(services.core, services.exporting, services.migrating, services.backup_schedules)
         self._calls = {path: call for call in CALLS for path in (call.path, *call.aliases)}
         self._listed = ListedVolumes()
         self._schema = openapi.document(CALLS, ROUTES, _BASE)

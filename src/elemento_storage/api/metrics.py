@@ -13,6 +13,8 @@ from elemento_storage import __version__
 from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.placement import Space, read_space
 from elemento_storage.disk import within
+from elemento_storage.service.access import INFRASTRUCTURE
+from elemento_storage.service.backup_schedules import BackupSchedules
 from elemento_storage.service.core import Core
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.migration import Migrating
@@ -23,7 +25,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics:
     """Counters of requests, and the state of the catalog at the time of asking."""
 
-    def __init__(self, core: Core, exporting: Exporting, migrating: Migrating) -> None:
+    def __init__(self, core: Core, exporting: Exporting, migrating: Migrating, schedules: BackupSchedules) -> None:
         self._core = core
         self._registry = CollectorRegistry()
         self._counters: dict[tuple[str, int], Counter] = {}  # looking a child up costs more than counting
@@ -32,6 +34,7 @@ class Metrics:
         self._exports = _ExportsCollector(exporting, migrating)
         self._registry.register(self._catalog)
         self._registry.register(self._exports)
+        self._registry.register(_BackupsCollector(schedules))
         self.requests = Counter(
             "elemento_storage_requests", "Requests answered", ["call", "status"], registry=self._registry
         )
@@ -162,3 +165,23 @@ class _ExportsCollector(Collector):
 
     def _orphans(self) -> int:
         return len(self._exporting.orphans())
+
+
+class _BackupsCollector(Collector):
+    """Volumes that are backed up by a schedule."""
+
+    def __init__(self, schedules: BackupSchedules) -> None:
+        self._schedules = schedules
+
+    def collect(self) -> Iterable[Metric]:
+        prefix = "elemento_storage_backup"
+        last = GaugeMetricFamily(f"{prefix}_last", "When the last backup by schedule was made", labels=["volume"])
+        due = GaugeMetricFamily(f"{prefix}_due", "When the next one is to be made", labels=["volume"])
+        failures = GaugeMetricFamily(f"{prefix}_failures", "How often in a row it failed", labels=["volume"])
+        for state in self._schedules.visible(INFRASTRUCTURE):
+            one = [state.volume.volume_id]
+            if state.last is not None:
+                last.add_metric(one, state.last)
+            due.add_metric(one, state.due)
+            failures.add_metric(one, state.failures)
+        yield from (last, due, failures)

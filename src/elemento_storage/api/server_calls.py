@@ -133,7 +133,8 @@ async def version(ctx: Context, request: Nothing) -> VersionAnswer:
 async def health(ctx: Context, request: Nothing) -> HealthAnswer:
     """Whether all is well, and what is not, in words."""
     catalog = ctx.services.core.catalog
-    problems = await health_problems(ctx.services.core, ctx.services.exporting, ctx.services.migrating)
+    services = ctx.services
+    problems = await health_problems(services.core, services.exporting, services.migrating, services.backup_schedules)
     return HealthAnswer(
         status="degraded" if problems else "ok",
         problems=problems if ctx.caller.admin else [],

@@ -254,12 +254,14 @@ class Catalog:
         own_lock: LockRecord | None = None,
         admit: LockRecord | None = None,
         sharing: bool = False,
+        live: bool = False,
     ) -> AsyncIterator[Held]:
         """Exclusive access to one volume, for a moment, against every other operation anywhere.
 
         ``check`` says whether the caller may; it is asked before anything about locks is given away. ``own_lock`` is
         the lock file of the operation that asks, and has to be there; ``admit`` is one that may be. ``sharing``: the
-        caller changes nothing that a reader would see, so those who read may stay. Raises VolumeNotFound, VolumeLocked,
+        caller changes nothing that a reader would see, so those who read may stay. ``live``: the caller changes nothing
+        but who can write to the volume, so those who follow every write may stay. Raises VolumeNotFound, VolumeLocked,
         LocationUnavailable, and what ``check`` raises.
         """
         if not sharing and (tell := self.readers.get(volume_id)) is not None:
@@ -272,14 +274,14 @@ class Catalog:
             admitted = {lock.file_name for lock in (own_lock, admit) if lock is not None}
             if not admitted.issuperset(volume.locks):
                 # Before the guard: whoever holds it for long holds a lock too, and that is the better answer.
-                await self._left_over(location, volume, admitted, sharing=sharing)
+                await self._left_over(location, volume, admitted, sharing=sharing, live=live)
             async with self.guard(location, volume_id):
                 settled = await location.reload(volume_id)
                 if settled is None:
                     raise VolumeNotFound(volume_id)
                 check(settled)
                 if not admitted.issuperset(settled.locks):
-                    settled = await self._resolve_locks(location, settled, admitted, sharing=sharing)
+                    settled = await self._resolve_locks(location, settled, admitted, sharing=sharing, live=live)
                 if own_name is not None and own_name not in settled.locks:
                     raise VolumeLocked("the operation's lock file was taken away: it stops before it changes anything")
                 if location.entries[volume_id].leftovers:
@@ -390,11 +392,11 @@ class Catalog:
         return [lock for lock in found if lock is not None]
 
     async def _left_over(
-        self, location: Location, volume: Volume, admitted: Collection[str], *, sharing: bool
+        self, location: Location, volume: Volume, admitted: Collection[str], *, sharing: bool, live: bool
     ) -> list[LockRecord]:
         """The locks that nobody works under. Raises VolumeLocked for one under which somebody does, but the admitted.
 
-        ``sharing``: those of readers are admitted too.
+        ``sharing``: those of readers are admitted too; ``live``: those of who follows every write.
         """
         left = []
         for lock in await self.read_locks(location, volume):
@@ -410,7 +412,7 @@ class Catalog:
             )
             if orphaned and self.can_resolve(lock):
                 left.append(lock)
-            elif not (sharing and lock.shared):
+            elif not ((sharing and lock.shared) or (live and lock.is_live)):
                 raise VolumeLocked(
                     f"the volume is locked: {lock.purpose or 'unknown operation'} by "
                     f"{lock.host or 'another product'} since {lock.started or 'an unknown time'}",
@@ -423,10 +425,10 @@ class Catalog:
         return bool(lock.server) and (lock.shared or lock.purpose in self.resolvers)
 
     async def _resolve_locks(
-        self, location: Location, volume: Volume, admitted: Collection[str], *, sharing: bool
+        self, location: Location, volume: Volume, admitted: Collection[str], *, sharing: bool, live: bool
     ) -> Volume:
         place = location.place(volume.volume_id)
-        left = await self._left_over(location, volume, admitted, sharing=sharing)
+        left = await self._left_over(location, volume, admitted, sharing=sharing, live=live)
         for lock in left:
             log.warning("volume %s: resolving the %s that its server left", volume.volume_id, lock.purpose)
             if lock.purpose in self.resolvers:

@@ -14,7 +14,7 @@ import re
 import msgspec
 
 from elemento_storage.catalog.presence import is_alive
-from elemento_storage.catalog.volume_directory import LOCK_PREFIX, LOCK_SUFFIX
+from elemento_storage.catalog.volume_directory import LIVE_LOCKS, LOCK_PREFIX, LOCK_SUFFIX
 from elemento_storage.durable import fsync_directory, replace
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import normalise_uid, printable, utc_now
@@ -34,6 +34,11 @@ class LockRecord(msgspec.Struct, frozen=True, kw_only=True):
     client: str | None = None
     shared: bool = False  #: held by somebody who only reads
     journal: dict[str, str | int] = {}
+
+    @property
+    def is_live(self) -> bool:
+        """Whether who holds it does not mind that the volume is exported, written and unexported meanwhile."""
+        return self.file_name.startswith(LIVE_LOCKS)
 
     @property
     def file_name(self) -> str:

@@ -29,8 +29,10 @@ from elemento_storage.model import (
 META_FILE: Final = "meta.json"
 ISOINFO_FILE: Final = "isoinfo.json"
 CLONES_FILE: Final = "elemento.has-clones"
+SCHEDULE_FILE: Final = "backup-schedule.json"
 LOCK_PREFIX: Final = "elemento."
 LOCK_SUFFIX: Final = ".ignore"
+LIVE_LOCKS: Final = ("elemento.backup.", "elemento.backup-session.")  #: of those who see every write, whoever makes it
 _LARGEST_META_BYTES: Final = 1 << 20
 
 # A directory changed twice within one tick of the file system's clock has the same mtime both times. Younger than
@@ -135,9 +137,10 @@ def read_entry(
             modified_ns=data.st_mtime_ns,
             iso=iso,
             locks=tuple(sorted(locks)),
-            hidden=any(not _is_shared(directory, name) for name in locks),
+            hidden=any(not name.startswith(LIVE_LOCKS) and not _is_shared(directory, name) for name in locks),
             markers=tuple(sorted(markers)),
             exported=any_fresh(directory, markers, lease_s),
+            scheduled=SCHEDULE_FILE in names,
             meta_digest=_digest(content),
             parent=header.parent.volume_id if header.parent else None,
             has_clones=CLONES_FILE in names,
@@ -306,6 +309,12 @@ def read_format(directory: str) -> VolumeFormat:
         return _meta_decoder.decode(content).format
     except msgspec.DecodeError as error:
         raise OddDirectory(f"meta.json cannot be read: {error}") from error
+
+
+def read_meta_values(directory: str) -> dict[str, msgspec.Raw]:
+    """Everything that meta.json says, known or not. Blocks. Raises OddDirectory, OSError."""
+    content, _ = _read_small(directory, META_FILE)
+    return msgspec.json.decode(content, type=dict[str, msgspec.Raw])
 
 
 def read_image_size(directory: str) -> int:

@@ -13,6 +13,8 @@ from typing import Final
 from elemento_storage.model import VolumeFormat
 
 VOLUME_NODE: Final = "volume"  #: the node whose content is what a guest sees
+LIMIT_NODES: Final = tuple(f"limit-{number}" for number in range(8))  #: the volume with limits; one for each export
+VIEW_LIMIT_NODE: Final = "limit-view"  #: the same of the file that FUSE shows
 _FILE_NODE: Final = "file"
 _IO_URING_SETUP: Final = 425  # the same number on every architecture but alpha
 _IO_URING_PARAMS_BYTES: Final = 120
@@ -115,13 +117,21 @@ def nbd_layer(node_name: str, server: Mapping[str, object], export: str, *, read
     }
 
 
-def throttle_layer(node_name: str, group: str, *, read_only: bool) -> dict[str, object]:
-    """The volume with the limits of a throttle group."""
-    return {
-        "driver": "throttle",
-        "node-name": node_name,
-        "throttle-group": group,
-        "file": VOLUME_NODE,
-        "discard": "unmap",
-        "read-only": read_only,
-    }
+def limit_group(node_name: str) -> str:
+    """The throttle group of one of these nodes."""
+    return f"{node_name}-group"
+
+
+def limit_layers(*, read_only: bool, file: str = VOLUME_NODE) -> list[dict[str, object]]:
+    """All that is above the volume, or a filter above that: every export goes through one of these."""
+    return [
+        {
+            "driver": "throttle",
+            "node-name": name,
+            "throttle-group": limit_group(name),
+            "file": file,
+            "discard": "unmap",
+            "read-only": read_only,
+        }
+        for name in (*LIMIT_NODES, VIEW_LIMIT_NODE)
+    ]

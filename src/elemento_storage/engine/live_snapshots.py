@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from elemento_storage.disk import Disk
 from elemento_storage.engine import qemu_img
-from elemento_storage.engine.block_node import VOLUME_NODE, has_io_uring
+from elemento_storage.engine.block_node import LIMIT_NODES, VOLUME_NODE, has_io_uring
 from elemento_storage.engine.qcow2_snapshots import InternalSnapshot
 from elemento_storage.engine.storage_daemon import StorageDaemon
-from elemento_storage.engine.volume_engine import LIMIT_NODES, VolumeEngine
+from elemento_storage.engine.volume_engine import VolumeEngine
 from elemento_storage.errors import ExportFailed, NoRoom, VolumeExported
 from elemento_storage.model import VolumeFormat
 from elemento_storage.progress import Progress
@@ -71,7 +71,7 @@ async def begin_copy(engine: VolumeEngine, disk: Disk, image: str, overwritten: 
     daemon = engine.daemon
     if VOLUME_NODE in (await daemon.exports()).values():
         raise VolumeExported(
-            f"more than {len(LIMIT_NODES) - 1} clients have the volume: unexport it from some of them",
+            f"more than {len(LIMIT_NODES)} clients have the volume: unexport it from some of them",
             volume_id=engine.volume_id,
         )
     await end_copy(engine)

@@ -88,7 +88,24 @@ async def create_overlay(path: str, parent: Parent, size_bytes: int) -> None:
 
 async def grow(path: str, image_format: VolumeFormat, size_bytes: int) -> None:
     """Set a larger virtual size; the new room reads as zeros. Raises ToolFailed."""
-    await process.run([find(), "resize", "-q", "-f", image_format.value, "--", path, str(size_bytes)], _QUICK)
+    argv = [find(), "resize", "-q", "-f", image_format.value, "--", path, str(size_bytes)]
+    try:
+        await process.run(argv, _QUICK)
+    except ToolFailed as error:
+        # Bitmaps of what was written that were not put away in good order are worthless, and QEMU grows no such image.
+        if "is inconsistent" not in error.stderr:
+            raise
+        await _drop_dead_bitmaps(path, image_format)
+        await process.run(argv, _QUICK)
+
+
+async def _drop_dead_bitmaps(path: str, image_format: VolumeFormat) -> None:
+    said = await process.run([find(), "info", "-f", image_format.value, "--output=json", "--", path], _QUICK)
+    data = msgspec.json.decode(said.stdout, type=dict[str, Any]).get("format-specific", {}).get("data", {})
+    for bitmap in data.get("bitmaps", ()):
+        if "in-use" in bitmap["flags"]:
+            remove = ("bitmap", "--remove", "-f", image_format.value, "--", path, str(bitmap["name"]))
+            await process.run([find(), *remove], _QUICK)
 
 
 @dataclass(frozen=True)
@@ -175,3 +192,22 @@ def full_is_no_room() -> Iterator[None]:
         if any(words in said for words in _FULL_WORDS):
             raise NoRoom("the file system ran full in the middle; nothing was changed") from error
         raise
+
+
+async def create_increment(path: str, size_bytes: int, backing_name: str | None) -> None:
+    """Create an empty qcow2 image on top of another one, which is named relative to it and not opened.
+
+    Without one it is a plain image. Raises ToolFailed.
+    """
+    qcow2 = VolumeFormat.QCOW2.value
+    below = [] if backing_name is None else ["-u", "-b", backing_name, "-F", qcow2]
+    await process.run([find(), "create", "-q", "-f", qcow2, *below, "--", path, str(size_bytes)], _QUICK)
+
+
+async def commit(path: str, *, timeout_s: float) -> None:
+    """Write what a qcow2 image holds into the one below it; the image itself stays as it is. Not synced.
+
+    Raises ToolFailed, ToolTimeout.
+    """
+    limits = process.Limits(timeout_s=timeout_s, address_space_bytes=4 * 2**30)
+    await process.run([find(), "commit", "-q", "-d", "-f", VolumeFormat.QCOW2.value, "--", path], limits)

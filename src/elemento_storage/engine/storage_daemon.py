@@ -29,6 +29,7 @@ _QUERY_S: Final = 3.0
 _START_S: Final = 10.0
 _END_S: Final = 10.0
 _END_MONITOR_S: Final = 1.0
+_DIALS: Final = 3
 _LOG_KEPT: Final = 4096
 _OLDEST_SAFE: Final = 10  # measured: 7.2 loses data, 10.0 does not; nothing in between was tried
 # Exports are served by a thread that waits for requests in a tight loop for a moment before it sleeps, and that the
@@ -169,7 +170,21 @@ class StorageDaemon:
         finally:
             self._conversations -= 1
             if not self._conversations:
+                async with self._one_at_a_time:  # somebody else may be asking something just now
+                    if not self._conversations:
+                        await self._hang_up()
+
+    async def _connect(self) -> None:
+        """Open the monitor. An event that nobody was there to hear may come in place of the greeting: once more."""
+        for attempt in range(_DIALS):
+            try:
+                await self._dial()
+            except ConnectError:
                 await self._hang_up()
+                if attempt == _DIALS - 1:
+                    raise
+            else:
+                return
 
     async def _dial(self) -> None:
         # Our own socket, so that it is closed whatever becomes of the client: the monitor takes one at a time, and one
@@ -201,7 +216,7 @@ class StorageDaemon:
             try:
                 async with asyncio.timeout(_QUERY_S if command.startswith("query-") else timeout_s):
                     if self._client is None:
-                        await self._dial()
+                        await self._connect()
                     assert self._client is not None
                     answer = await self._client.execute(command, dict(arguments) if arguments else None)
                     keep = self._conversations > 0

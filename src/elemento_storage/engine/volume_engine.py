@@ -34,7 +34,16 @@ import msgspec
 
 from elemento_storage import process
 from elemento_storage.disk import Disk
-from elemento_storage.engine.block_node import VOLUME_NODE, BlockNode, nbd_layer, throttle_layer
+from elemento_storage.engine.block_node import (
+    LIMIT_NODES,
+    VIEW_LIMIT_NODE,
+    VOLUME_NODE,
+    BlockNode,
+    limit_group,
+    limit_layers,
+    nbd_layer,
+)
+from elemento_storage.engine.frozen import FROZEN_EXPORT, drop_dead_bitmaps
 from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.engine.nbd_probe import NbdAnswer, probe_greeting, probe_nbd
 from elemento_storage.engine.storage_daemon import StorageDaemon
@@ -48,9 +57,6 @@ _LUN: Final = "lun-"
 _BRIDGE_EXPORT: Final = "bridge-"  # the same for an export that the bridge is the client of
 _TLS: Final = "tls"
 _KEYS_FILE: Final = "keys.psk"
-_LIMIT_NODES: Final = tuple(f"limit-{number}" for number in range(8))
-_VIEW_LIMIT_NODE: Final = "limit-view"
-LIMIT_NODES: Final = (*_LIMIT_NODES, _VIEW_LIMIT_NODE)  #: all that is above the volume: who uses it goes through them
 _SOCKET_KEY: Final = 9
 _NODE_KEY: Final = 24  # of an export's id: QEMU's node names have at most 31 characters
 _NO_LIMITS: Final = {
@@ -167,8 +173,8 @@ class VolumeEngine:
         os.makedirs(f"{self.directory}/bridge", mode=0o700, exist_ok=True)
         await self._bridge.stop()  # what it was a client of is gone
         await self._unmount_views()
-        throttles = [throttle_layer(node, f"{node}-group", read_only=source.node.read_only) for node in LIMIT_NODES]
-        groups = [{"qom-type": "throttle-group", "id": f"{node}-group"} for node in LIMIT_NODES]
+        throttles = limit_layers(read_only=source.node.read_only)
+        groups = [{"qom-type": "throttle-group", "id": limit_group(node)} for node in (*LIMIT_NODES, VIEW_LIMIT_NODE)]
         node = replace(source.node, layers=(*source.node.layers, *throttles))
         locks: list[int] = []
         try:
@@ -177,6 +183,8 @@ class VolumeEngine:
             for path in node.below_paths:
                 locks.append(await source.disk.run(lock_image, path, read_only=True))  # noqa: PERF401  one may fail
             await self.daemon.start(node, groups, inherit=tuple(locks))
+            if not node.read_only:
+                await drop_dead_bitmaps(self.daemon)
         finally:
             for lock in locks:
                 os.close(lock)
@@ -217,12 +225,31 @@ class VolumeEngine:
         [bridged] = by_transport.values()
         await self._serve_bridged(listener, bridged)
 
+    async def serve_nothing(self) -> None:
+        """Close every export of the volume; it stays open, and who reads a moment of it over a socket goes on."""
+        await self._bridge.stop()
+        await self._set_exports({})
+        listener = self._listener(self.daemon)
+        if listener is not None and listener.transport is Transport.TCP:
+            # The next export may have another port. (A Unix socket is always the same.)
+            await self.daemon.execute("nbd-server-stop")
+            os.unlink(f"{self.daemon.directory}/listener.json")
+
+    async def listen(self) -> str:
+        """Have the NBD server listening somewhere; the URI of its exports, with ``{}`` in place of their names."""
+        listener = self._listener(self.daemon)
+        if listener is None:
+            listener = await self._listen(self.daemon, NbdExport("", "", writable=False, transport=Transport.UNIX))
+        if listener.transport is Transport.UNIX:
+            return f"nbd+unix:///{{}}?socket={self.socket_path}"
+        return f"nbd://{f'[{listener.host}]' if ':' in listener.host else listener.host}:{listener.port}/{{}}"
+
     async def _set_exports(self, wanted: Mapping[str, NbdExport | Lun]) -> None:
-        present = await self.daemon.exports()
+        present = await self._own_exports()
         for name in present.keys() - wanted.keys():
             await self.daemon.remove_export(name)
             del present[name]
-        free = sorted(set(_LIMIT_NODES) - set(present.values()))
+        free = sorted(set(LIMIT_NODES) - set(present.values()))
         for name, export in wanted.items():
             node = present.get(name) or (free.pop(0) if free else VOLUME_NODE)
             await self._limit(node, export.limits)
@@ -233,6 +260,11 @@ class VolumeEngine:
             else:
                 await self.daemon.add_nbd(name, export.name, node=node, writable=export.writable)
 
+    async def _own_exports(self) -> dict[str, str]:
+        """Exports of the volume as it is, not of a moment of it: their ids and nodes."""
+        present = await self.daemon.exports()
+        return {name: node for name, node in present.items() if not name.startswith(FROZEN_EXPORT)}
+
     # -- limits --------------------------------------------------------------------------------------------
     #
     # Every daemon starts with some throttle nodes above the volume, one for each export; without limits they cost
@@ -242,7 +274,7 @@ class VolumeEngine:
     async def _limit(self, node: str, limits: Mapping[str, int]) -> None:
         if node == VOLUME_NODE:
             if limits:
-                raise ExportFailed(f"no more than {len(_LIMIT_NODES)} exports of a volume can have limits at once")
+                raise ExportFailed(f"no more than {len(LIMIT_NODES)} exports of a volume can have limits at once")
             return
         if self._limits.get(node) != (self.daemon.pid, limits):
             # All that are not named are zero, which is none.
@@ -254,7 +286,7 @@ class VolumeEngine:
 
     async def put_between(self, node: str) -> None:
         """Have all that clients ask go through another node above the volume; VOLUME_NODE: straight to it again."""
-        layers = [throttle_layer(one, f"{one}-group", read_only=False) | {"file": node} for one in LIMIT_NODES]
+        layers = limit_layers(read_only=False, file=node)
         await self.daemon.execute("blockdev-reopen", {"options": layers})
 
     async def _serve_bridged(self, listener: Listener, wanted: list[NbdExport]) -> None:
@@ -374,7 +406,7 @@ class VolumeEngine:
 
     async def is_serving(self) -> bool:
         """Whether the daemon has any export."""
-        return self.daemon.pid is not None and bool(await self.daemon.exports())
+        return self.daemon.pid is not None and bool(await self._own_exports())
 
     async def show_plain(self, source: Source) -> str:
         """The path of a raw image, which the daemon keeps locked; a new name when the image has grown."""
@@ -413,7 +445,7 @@ class VolumeEngine:
         if not viewed:
             await self._set_exports({})  # QEMU allows no NBD export of a node that FUSE shows
             await self.daemon.remove_node(_FIXED_NODE)  # left by a start that was cut off
-        await self._limit(_VIEW_LIMIT_NODE, limits)
+        await self._limit(VIEW_LIMIT_NODE, limits)
         if not viewed:
             await self._show_view(source, view, everybody=everybody)
         size_bytes = await self.daemon.size_bytes(_FIXED_NODE)
@@ -465,7 +497,7 @@ class VolumeEngine:
         await self._bridge.stop()
         for name in present:
             await self.daemon.remove_export(name)
-        for node in LIMIT_NODES:
+        for node in (*LIMIT_NODES, VIEW_LIMIT_NODE):
             # The first one grows the image. A throttle node keeps the size that it has seen last, so each is told.
             await self.daemon.execute("block_resize", {"node-name": node, "size": size_bytes})
 
@@ -488,7 +520,7 @@ def _fixed(size_bytes: int | None, *, read_only: bool) -> dict[str, object]:
     options: dict[str, object] = {
         "driver": "raw",
         "node-name": _FIXED_NODE,
-        "file": _VIEW_LIMIT_NODE,
+        "file": VIEW_LIMIT_NODE,
         "discard": "unmap",
         "read-only": read_only,
     }

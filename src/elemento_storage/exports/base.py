@@ -14,12 +14,14 @@ class Attachment:
     """The way to a volume's bytes that its engine has made.
 
     ``paths`` is, for each export of a protocol that serves files, what it opens. ``is_viewed``: that is FUSE.
+    ``is_plain``: that is the image itself.
     """
 
     engine: VolumeEngine
     source: Source
     paths: Mapping[str, str] = field(default_factory=dict)
     is_viewed: bool = False
+    is_plain: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Publisher:
         self._luns_are_shared = luns_are_shared
         self._engines: dict[str, VolumeEngine] = {}
         self._one_at_a_time = KeyedLocks()
+        self._kept: set[str] = set()  # volumes that stay open, exported or not
 
     def claim(self) -> None:
         """Make the run directory ours for as long as this process lives. Raises ExportFailed when it is another's.
@@ -112,6 +113,40 @@ class Publisher:
         async with self._one_at_a_time.hold(volume_id), self.engine(volume_id).conversation():
             yield
 
+    # -- volumes that are open for another reason than exports -----------------------------------------------
+
+    async def keep(self, source: Source, records: Sequence[ExportRecord]) -> VolumeEngine:
+        """Open the volume in its engine, and keep it open until ``let_go``; all its exports go through the engine.
+
+        Under ``changing``. Raises ImageInUse, ImageDamaged, ExportFailed.
+        """
+        self.claim()
+        self._kept.add(source.volume_id)
+        engine = self.engine(source.volume_id)
+        if records:
+            await self.move_to_daemon(source, records)
+        else:
+            self._write_state(engine, _state(source, (), through_daemon=True))
+            await engine.start(source)
+        return engine
+
+    async def let_go(self, source: Source, records: Sequence[ExportRecord]) -> None:
+        """The end of ``keep``, which may have been another process's. Without exports the engine ends.
+
+        Exports go on, those that can have the image itself without the engine. Under ``changing``. Idempotent. Raises
+        ExportFailed.
+        """
+        self._kept.discard(source.volume_id)
+        state = self._read_state(source.volume_id)
+        moved = state is not None and state.through_daemon
+        if state is not None and moved:
+            self._write_state(self.engine(source.volume_id), msgspec.structs.replace(state, through_daemon=False))
+        await self.settle(source, records, moving_back=moved)
+
+    def is_kept(self, volume_id: str) -> bool:
+        """Whether a volume stays open without exports."""
+        return volume_id in self._kept
+
     def served(self) -> dict[str, ServedVolume | None]:
         """Every volume that has a run directory; None for one that cannot be understood. Blocks."""
         found: dict[str, ServedVolume | None] = {}
@@ -121,32 +156,34 @@ class Publisher:
                     found[name] = self._read_state(name)
         return found
 
-    async def settle(self, source: Source, records: Sequence[ExportRecord]) -> Settled:
+    async def settle(self, source: Source, records: Sequence[ExportRecord], *, moving_back: bool = False) -> Settled:
         """Serve exactly these records. What cannot be served is in ``failures``; the others are.
 
-        Raises ExportFailed when something that shall go does not.
+        ``moving_back``: from the daemon to the image itself, where that can be. Raises ExportFailed when something that
+        shall go does not.
         """
         self.claim()
         engine = self.engine(source.volume_id)
         wanted = {record.export_id: record for record in records}
         await self.withdraw_others(source.volume_id, records)
         if not wanted:
-            await engine.stop()
+            if source.volume_id in self._kept:
+                await engine.serve_nothing()
+                self._write_state(engine, _state(source, (), through_daemon=True))
+            else:
+                await engine.stop()
             return Settled(None)
         try:
             source.directory.encode()
         except UnicodeEncodeError:
             why = ExportFailed("the location's name is not UTF-8, and QEMU opens no such path: rename it")
             return Settled(None, dict.fromkeys(wanted, why))
-        state = {export_id: record.protocol for export_id, record in wanted.items()}
         known = self._read_state(source.volume_id)
-        moved = known is not None and known.through_daemon
-        self._write_state(
-            engine,
-            ServedVolume(volume_id=source.volume_id, directory=source.directory, exports=state, through_daemon=moved),
-        )
+        through_daemon = source.volume_id in self._kept or (known is not None and known.through_daemon)
+        self._write_state(engine, _state(source, records, through_daemon=through_daemon))
         try:
-            attachment = await self._attach(engine, source, records, through_daemon=moved)
+            may_be_plain = not through_daemon and (moving_back or not await engine.is_serving())
+            attachment = await self._attach(engine, source, records, may_be_plain=may_be_plain)
         except StorageError as error:
             return Settled(None, dict.fromkeys(wanted, error))
         except OSError as error:
@@ -159,6 +196,8 @@ class Publisher:
                 await self.exporters[record.protocol].publish(record, attachment)
             except StorageError as error:
                 settled.failures[record.export_id] = error
+        if moving_back and attachment.is_plain and not settled.failures:
+            await engine.serve_nothing()  # tgtd has let go of it
         return settled
 
     async def move_to_daemon(self, source: Source, records: Sequence[ExportRecord]) -> None:
@@ -211,7 +250,7 @@ class Publisher:
                 await exporter.withdraw(leaving, engine)
 
     async def _attach(
-        self, engine: VolumeEngine, source: Source, records: Sequence[ExportRecord], *, through_daemon: bool
+        self, engine: VolumeEngine, source: Source, records: Sequence[ExportRecord], *, may_be_plain: bool
     ) -> Attachment:
         kinds = {PATH_OF[record.protocol] for record in records}
         if len(kinds) > 1:
@@ -224,16 +263,14 @@ class Publisher:
         is_limited = any(record.limits.throttle_limits() for record in records)
         is_viewed = await engine.is_viewed()
         # A path that is in use stays: to change it would hold up whoever uses it, for nothing.
-        is_plain = source.plain_file is not None and not (through_daemon or await engine.is_serving())
-        if is_plain and not (with_smb or is_limited):
+        if source.plain_file is not None and may_be_plain and not (with_smb or is_limited):
             path = await engine.show_plain(source)
-        elif self._luns_are_shared() and not (with_smb or is_viewed):
+            return Attachment(engine, source, {record.export_id: path for record in records}, is_plain=True)
+        if self._luns_are_shared() and not (with_smb or is_viewed):
             return Attachment(engine, source, await engine.serve_luns(source, [_lun(record) for record in records]))
-        else:
-            limits = records[0].limits.throttle_limits()
-            path = await engine.show_view(source, everybody=with_smb, limits=limits)
-            is_viewed = True
-        return Attachment(engine, source, {record.export_id: path for record in records}, is_viewed)
+        limits = records[0].limits.throttle_limits()
+        path = await engine.show_view(source, everybody=with_smb, limits=limits)
+        return Attachment(engine, source, {record.export_id: path for record in records}, is_viewed=True)
 
     def _read_state(self, volume_id: str) -> ServedVolume | None:
         try:
@@ -250,6 +287,15 @@ class Publisher:
         with open(f"{path}.new", "wb") as file:
             file.write(msgspec.json.encode(state))
         os.rename(f"{path}.new", path)
+
+
+def _state(source: Source, records: Sequence[ExportRecord], *, through_daemon: bool) -> ServedVolume:
+    return ServedVolume(
+        volume_id=source.volume_id,
+        directory=source.directory,
+        exports={record.export_id: record.protocol for record in records},
+        through_daemon=through_daemon,
+    )
 
 
 def _lun(record: ExportRecord) -> Lun:

@@ -389,7 +389,7 @@ class Reconciler:
         for volume_id, state in served.items():
             if state is not None:
                 known |= state.exports.keys()
-            if volume_id in self.wanted:
+            if volume_id in self.wanted or self._publisher.is_kept(volume_id):
                 continue
             if state is None:
                 await self._sweep(volume_id)
@@ -399,7 +399,7 @@ class Reconciler:
             orphans += [Orphan(one, volume_id, protocol) for one, protocol in state.exports.items()]
             log.warning("volume %s is served and no marker asks for it: it is withdrawn", volume_id)
             async with self._publisher.changing(volume_id):
-                if await self._is_unwanted(state):
+                if not self._publisher.is_kept(volume_id) and await self._is_unwanted(state):
                     await self._quietly(self._publisher.withdraw_all(volume_id))
         wanted = {record.export_id for one in self.wanted.values() for record in one.records}
         for protocol, found in present.items():

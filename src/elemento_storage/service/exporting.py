@@ -113,7 +113,10 @@ class Exporting:
         ExportFailed …
         """
         options = check_options(options)
-        async with self._catalog.hold(volume_id, actor.require_see) as held, self._publisher.changing(volume_id):
+        async with (
+            self._catalog.hold(volume_id, actor.require_see, live=True) as held,
+            self._publisher.changing(volume_id),
+        ):
             markers = await self._markers.of(held)
             own = self._markers.own_records(markers)
             known = next((marker for marker in markers if marker.client == client), None)
@@ -267,7 +270,10 @@ class Exporting:
             if actor.client != client or marker_name(client, volume_id) not in volume.markers:
                 actor.require_see(volume)
 
-        async with self._catalog.hold(volume_id, require_known) as held, self._publisher.changing(volume_id):
+        async with (
+            self._catalog.hold(volume_id, require_known, live=True) as held,
+            self._publisher.changing(volume_id),
+        ):
             markers = await self._markers.of(held)
             known = next((marker for marker in markers if marker.client == client), None)
             own = self._markers.own_records(markers)

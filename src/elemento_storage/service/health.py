@@ -2,12 +2,15 @@
 
 from elemento_storage.catalog.placement import read_space
 from elemento_storage.disk import within
+from elemento_storage.service.backup_schedules import BackupSchedules
 from elemento_storage.service.core import Core
 from elemento_storage.service.exporting import Exporting
 from elemento_storage.service.migration import Migrating
 
 
-async def health_problems(core: Core, exporting: Exporting, migrating: Migrating) -> list[str]:
+async def health_problems(
+    core: Core, exporting: Exporting, migrating: Migrating, schedules: BackupSchedules
+) -> list[str]:
     """Empty when all is well."""
     return [
         *await _location_problems(core),
@@ -17,6 +20,7 @@ async def health_problems(core: Core, exporting: Exporting, migrating: Migrating
             for one in await migrating.under_way()
             if one.overdue
         ],
+        *schedules.problems(),
     ]
 
 

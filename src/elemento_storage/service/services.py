@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from elemento_storage.service.backup_restore import Restoring
+from elemento_storage.service.backup_schedules import BackupSchedules
+from elemento_storage.service.backup_sessions import BackupSessions
+from elemento_storage.service.backups import Backups
 from elemento_storage.service.clone import Cloning
 from elemento_storage.service.cloud_metadata import CloudMetadata
 from elemento_storage.service.convert import Converting
@@ -43,4 +47,8 @@ class Services:
     exporting: Exporting
     migrating: Migrating
     snapshotting: Snapshotting
+    backups: Backups
+    restoring: Restoring
+    backup_sessions: BackupSessions
+    backup_schedules: BackupSchedules
     idempotency: IdempotencyKeys
