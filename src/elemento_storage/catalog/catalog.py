@@ -361,7 +361,7 @@ class Catalog:
             if volume is None:
                 raise VolumeNotFound(volume_id)
             check(volume)
-            left = await self._left_over(location, volume, (), sharing=True)
+            left = await self._left_over(location, volume, (), sharing=True, live=False)
             if any(not lock.shared for lock in left):
                 raise LocationUnavailable(
                     "an operation on the volume was broken off, and cannot be put right while nothing can be written "
