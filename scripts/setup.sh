@@ -19,7 +19,7 @@ command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
-    packages+=(xfsprogs btrfs-progs)
+    packages+=(xfsprogs btrfs-progs prometheus)
     packages+=(curl debootstrap xorriso qemu-system-x86 libvirt-clients libxml2-utils)
     packages+=(chromium)
 fi
