@@ -10,6 +10,7 @@ from elemento_storage.client.images import CloudInit, Isos
 from elemento_storage.client.protection import Backups, Snapshots
 from elemento_storage.client.retry import Retries
 from elemento_storage.client.server import Jobs, ServerGroup
+from elemento_storage.client.uploads import Uploads
 from elemento_storage.client.volumes import Volumes
 
 
@@ -26,6 +27,7 @@ class Groups(Group[M]):
         self.backups = Backups[M](*common)
         self.exports = ExportGroup[M](*common)
         self.migrations = MigrationGroup[M](*common)
+        self.uploads = Uploads[M](*common)
         self.jobs = Jobs[M](*common)
         self.server = ServerGroup[M](*common)
 

@@ -8,11 +8,12 @@ from elemento_storage.client.exchange import Long, Plan, Repeat, Request, long_o
 from elemento_storage.client.exchange import M as Kind
 from elemento_storage.client.group import Group, Size, decoded, gigabytes, new_key, uid
 from elemento_storage.client.multipart import form
-from elemento_storage.client.types import CreatedFromUrl, CreatedIso, Metadata, OnProgress
+from elemento_storage.client.types import CreatedFromUrl, CreatedIso, Metadata, OnProgress, Volume
+from elemento_storage.client.uploads import Sender
 from elemento_storage.client.volumes import new_volume
 
 
-class Isos(Group[Kind]):
+class Isos(Sender[Kind]):
     """The ISO library. ``isotype`` is ``os_generic`` (something to boot from) or ``tool``."""
 
     @operation
@@ -78,6 +79,46 @@ class Isos(Group[Kind]):
         body = {"creatorID": self.uid, "vid": uid(volume_id), "url": url}
         body |= {"checksum": checksum, "compression": compression}
         return Long("iso/create/url", body, CreatedIso, idempotency_key or "", on_progress)
+
+    @operation
+    def upload(
+        self,
+        path: str,
+        name: str,
+        isotype: str,
+        os_family: str,
+        *,
+        os_flavour: str | None = None,
+        os_version: str | None = None,
+        tool_scope: str | None = None,
+        tool_version: str | None = None,
+        private: bool | None = None,
+        clonable: bool | None = None,
+        alg: str | None = None,
+        compression: str | None = None,
+        verify: bool = False,
+        resume_file: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Plan[Volume]:
+        """An ISO volume of a local file; see ``volumes.upload``."""
+        body = iso_facts(name, isotype, os_family, os_flavour, os_version, tool_scope, tool_version)
+        body |= {"private": private, "clonable": clonable, "alg": alg, "compression": compression}
+        return self.send_file(path, body, resume_file=resume_file, verify=verify, on_progress=on_progress)
+
+    @operation
+    def fill(
+        self,
+        volume_id: str,
+        path: str,
+        *,
+        compression: str | None = None,
+        verify: bool = False,
+        resume_file: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Plan[Volume]:
+        """Content of a local file for an ISO volume that waits for it."""
+        body = {"volume_id": uid(volume_id), "compression": compression}
+        return self.send_file(path, body, resume_file=resume_file, verify=verify, on_progress=on_progress)
 
 
 class CloudInit(Group[Kind]):

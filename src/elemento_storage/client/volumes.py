@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
+from elemento_storage.client.downloads import Downloaded, Fetcher
 from elemento_storage.client.exchange import Emit, Items, Long, Plan, Repeat, iteration, long_operation, operation
 from elemento_storage.client.exchange import M as Kind
-from elemento_storage.client.group import Group, Size, decoded, gigabytes, json_request, uid
+from elemento_storage.client.group import Size, decoded, gigabytes, json_request, uid
 from elemento_storage.client.types import (
     Binned,
     Checksum,
@@ -22,6 +23,7 @@ from elemento_storage.client.types import (
     Updated,
     Volume,
 )
+from elemento_storage.client.uploads import Sender
 
 # Names for lists, because a method below is called list.
 Listed = list[Volume]
@@ -30,7 +32,7 @@ Creations = list[Created]
 PAGE: Final = 1000  #: volumes that are asked for at a time
 
 
-class Volumes(Group[Kind]):
+class Volumes(Sender[Kind], Fetcher[Kind]):
     """Volumes. Sizes are bytes, or texts such as ``20G`` (10^9) and ``20GiB`` (2^30)."""
 
     # -- a volume comes into being ---------------------------------------------------------------------------
@@ -106,6 +108,57 @@ class Volumes(Group[Kind]):
         body |= {"creatorID": self.uid, "url": url, "checksum": checksum}
         body |= {"source_format": source_format, "compression": compression}
         return Long("create/url", body, CreatedFromUrl, idempotency_key or "", on_progress)
+
+    @operation
+    def upload(
+        self,
+        path: str,
+        name: str,
+        *,
+        size: Size | None = None,
+        source_format: str | None = None,
+        compression: str | None = None,
+        private: bool | None = None,
+        readonly: bool | None = None,
+        shareable: bool | None = None,
+        bootable: bool | None = None,
+        clonable: bool | None = None,
+        alg: str | None = None,
+        format: str | None = None,  # noqa: A002
+        bus: str | None = None,
+        checksum: str | None = None,
+        verify: bool = False,
+        resume_file: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Plan[Volume]:
+        """A volume of an image file. A connection that breaks is followed by another that goes on.
+
+        ``resume_file``: where to note the upload's id, so that the same call in a new process goes on as well.
+        ``verify``: read the file first, and let the server compare; or give its ``checksum``. Holes are not sent.
+        """
+        body = new_volume(
+            name, size, private, clonable, alg, format, bus, readonly=readonly, shareable=shareable, bootable=bootable
+        )
+        body |= {"source_format": source_format, "compression": compression, "checksum": checksum}
+        verify = verify and checksum is None
+        return self.send_file(path, body, resume_file=resume_file, verify=verify, on_progress=on_progress)
+
+    @operation
+    def download(
+        self,
+        volume_id: str,
+        path: str,
+        *,
+        format: str = "raw",  # noqa: A002
+        verify: bool = False,
+        overwrite: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Plan[Downloaded]:
+        """A volume as an image file: ``raw``, ``qcow2`` or ``vmdk``. The same call again goes on where one broke off.
+
+        ``verify``: compare with the server's checksum before the file gets its name; raw only.
+        """
+        return self.fetch_file(volume_id, path, format, verify=verify, overwrite=overwrite, on_progress=on_progress)
 
     @long_operation
     def clone(
