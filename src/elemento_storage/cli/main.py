@@ -1,140 +1,170 @@
-"""Commands that run on the server's own machine: serve, config, token, gateway.
+"""The command ``elemento-storage``: finds the command that is meant, and turns errors into sentences and exit codes.
 
-Exit codes: 0 done, 2 wrong usage, 3 the settings do not allow it, 4 no such thing, 1 anything else.
+Commands are imported when they are called, so that ``--help`` and completion need not wait for what they use.
 """
 
-import json
 import sys
-from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from elemento_storage import __version__
-from elemento_storage.cli.gateway import gateway
-from elemento_storage.config import Settings, load
 from elemento_storage.errors import ConfigurationError, NotFound, StorageError
-from elemento_storage.model import normalise_uid
 
+if TYPE_CHECKING:
+    from elemento_storage.client import ClientError
+
+# Exit codes (docs/command-line.md). 2 is click's, 130 the shell's word for Ctrl-C.
+EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_CONFIGURATION = 3
 EXIT_NOT_FOUND = 4
+EXIT_NOT_ALLOWED = 5
+EXIT_STATE = 6
+EXIT_LOCKED = 7
+EXIT_NO_ROOM = 8
+EXIT_UNAVAILABLE = 9
+EXIT_UNKNOWN = 10
+EXIT_REFUSED = 11
+EXIT_INTERRUPTED = 130
+
+#: Every command: its module below ``cli``, and what ``--help`` says of it.
+COMMANDS = {
+    "volume": ("volume", "Create, list, change and destroy volumes."),
+    "iso": ("image", "The ISO library."),
+    "cloudinit": ("image", "Cloud images and seeds for cloud-init."),
+    "upload": ("transfer", "Make a volume of an image file."),
+    "download": ("transfer", "Save a volume as an image file."),
+    "snapshot": ("protection", "Keep, restore and forget states of a volume."),
+    "backup": ("protection", "Back volumes up, restore them, on a schedule."),
+    "export": ("export", "Put a volume within reach of a client."),
+    "unexport": ("export", "Take an export away."),
+    "exports": ("export", "List exports and how they are."),
+    "migrate": ("export", "Live migration of guests between clients."),
+    "location": ("server", "Where volumes are, and what room is left."),
+    "job": ("server", "Long operations: list, wait, cancel."),
+    "status": ("server", "What runs there and how it is."),
+    "events": ("server", "What happens, as it happens."),
+    "serve": ("host", "Run the server in the foreground."),
+    "config": ("host", "Show the effective settings and where each came from."),
+    "token": ("host", 'Make, list and revoke tokens (for auth = "tokens").'),
+    "gateway": ("gateway", "Serve the vendor's clients on this machine."),
+    "doctor": ("doctor", "Check this host, and say what to do."),
+    "completion": ("completion", "Print the completion of a shell."),
+}
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for every setting, and ``--config``."""
-    for spec in reversed(fields(Settings)):
-        name = f"--{spec.name.replace('_', '-')}"
-        command = click.option(name, spec.name, metavar="VALUE", help=spec.metadata["doc"])(command)
-    return click.option(
-        "--config", "config_file", metavar="FILE", envvar="ELEMENTO_STORAGE_CONFIG_FILE", help="TOML settings file"
-    )(command)
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See click.Group: in the order of the table."""
+        del ctx
+        return [*COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click.Group."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"elemento_storage.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click.Group: without importing anything."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, told) in COMMANDS.items()])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="elemento-storage")
 def cli() -> None:
-    """Keeps the disks of virtual machines."""
+    """Keeps the disks of virtual machines.
 
-
-@cli.command()
-@with_settings
-def serve(config_file: str | None, **flags: object) -> None:
-    """Run the server in the foreground."""
-    from elemento_storage import server  # noqa: PLC0415  the other commands need not wait for it
-
-    settings, _ = load(config_file, flags)
-    server.run(settings)
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="for programs")
-@with_settings
-def config(config_file: str | None, *, as_json: bool, **flags: object) -> None:
-    """Show the effective settings and where each came from."""
-    _, origins = load(config_file, flags)
-    if as_json:
-        click.echo(json.dumps({o.name: {"value": o.value, "source": o.source} for o in origins}, indent=2))
-        return
-    width = max(len(o.name) for o in origins)
-    value_width = max(len(str(o.value)) for o in origins)
-    for o in origins:
-        click.echo(f"{o.name:<{width}}  {o.value!s:<{value_width}}  {o.source}")
-
-
-cli.add_command(gateway)
-
-
-@cli.group()
-def token() -> None:
-    """Make, list and revoke tokens (for auth = "tokens")."""
-
-
-@token.command("create")
-@click.argument("client")
-@click.option("--admin", is_flag=True, help="may do everything, for every client")
-@click.option("--note", default="", help="what the token is for")
-@click.option("--json", "as_json", is_flag=True, help="for programs")
-@with_settings
-def token_create(
-    client: str, *, admin: bool, note: str, as_json: bool, config_file: str | None, **flags: object
-) -> None:
-    """Make a token for CLIENT (32 hex digits). It is shown this once only."""
-    from elemento_storage.service.tokens import Role  # noqa: PLC0415
-
-    uid = normalise_uid(client)
-    if uid is None:
-        raise click.BadParameter("a client is named by 32 hex digits, or a UUID with dashes", param_hint="CLIENT")
-    made, text = _tokens(config_file, flags).create(uid, Role.ADMIN if admin else Role.USER, note)
-    if as_json:
-        click.echo(json.dumps({"id": made.token_id, "client": made.client, "role": made.role, "token": text}))
-    else:
-        click.echo(text)
-        click.echo(f"{made.role} token {made.token_id} for {made.client}; it cannot be shown again", err=True)
-
-
-@token.command("list")
-@click.option("--json", "as_json", is_flag=True, help="for programs")
-@with_settings
-def token_list(*, as_json: bool, config_file: str | None, **flags: object) -> None:
-    """List the tokens, without their secrets."""
-    rows = [
-        {"id": t.token_id, "client": t.client, "role": t.role.value, "created": t.created, "note": t.note}
-        for t in _tokens(config_file, flags).tokens()
-    ]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        click.echo(f"{row['id']}  {row['client']}  {row['role']:<5}  {row['created']}  {row['note']}")
-
-
-@token.command("revoke")
-@click.argument("token_id", metavar="ID")
-@with_settings
-def token_revoke(token_id: str, *, config_file: str | None, **flags: object) -> None:
-    """Revoke a token; a running server notices at once."""
-    _tokens(config_file, flags).revoke(token_id)
-
-
-def _tokens(config_file: str | None, flags: dict[str, Any]) -> Any:
-    from elemento_storage.service.tokens import TokenStore  # noqa: PLC0415
-
-    settings, _ = load(config_file, flags)
-    return TokenStore(settings.state_dir)
+    Commands that talk to a server take --server, --client and more: see `elemento-storage volume list --help`.
+    """
 
 
 def main() -> NoReturn:
     """The console script."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
+        code = cli.main(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what the server has begun it carries on with: `elemento-storage job list`", err=True)
+        sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except StorageError as error:
         click.echo(f"elemento-storage: {error.message}", err=True)
-        code = {ConfigurationError: EXIT_CONFIGURATION, NotFound: EXIT_NOT_FOUND}.get(type(error), 1)
-        sys.exit(code)
-    sys.exit(0)
+        sys.exit({ConfigurationError: EXIT_CONFIGURATION, NotFound: EXIT_NOT_FOUND}.get(type(error), EXIT_FAILED))
+    except BrokenPipeError:
+        # `| head` has seen enough. What is left in the buffer must not be written at exit.
+        sys.stdout = None
+        sys.exit(0)
+    except (OSError, ValueError) as error:
+        click.echo(f"elemento-storage: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        # The client library is imported only if a command has done so.
+        library = sys.modules.get("elemento_storage.client")
+        if library is None or not isinstance(error, library.ClientError):
+            raise
+        _say(error)
+        sys.exit(exit_code_of(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def exit_code_of(error: "ClientError") -> int:
+    """The exit code of an error of the client library."""
+    from elemento_storage.client import errors  # noqa: PLC0415  it is there already
+
+    for families, code in (
+        ((errors.NotFound, errors.Gone), EXIT_NOT_FOUND),
+        ((errors.Unauthenticated, errors.Forbidden), EXIT_NOT_ALLOWED),
+        ((errors.Conflict, errors.PreconditionFailed), EXIT_STATE),
+        ((errors.Locked,), EXIT_LOCKED),
+        ((errors.NoRoom,), EXIT_NO_ROOM),
+        ((errors.Unreachable, errors.ConnectionBroken, errors.Unavailable, errors.DownloadFailed), EXIT_UNAVAILABLE),
+        ((errors.OutcomeUnknown, errors.StillRunning), EXIT_UNKNOWN),
+        ((errors.Refused, errors.Corrupted, errors.FileChanged, errors.Interrupted), EXIT_REFUSED),
+        ((errors.InvalidRequest,), EXIT_USAGE),
+    ):
+        if isinstance(error, families):
+            return code
+    return EXIT_FAILED
+
+
+#: What to try, by the error's code or its class.
+_HINTS = {
+    "Unreachable": "is the server running, and --server its address? `elemento-storage doctor` looks, on its machine",
+    "unauthenticated": "give a token: --token-file, ELEMENTO_TOKEN, or `token-file` in the profile",
+    "forbidden": "this is for the owner or an admin: another --client, or an admin's token",
+    "not-owner": "only the owner may: --client has to be the owner's",
+    "volume-not-found": "`elemento-storage volume list` shows what --client can see; `volume bin` what was destroyed",
+    "job-not-found": "jobs are forgotten an hour after their end; a restarted server knows none from before",
+    "volume-exported": "`elemento-storage exports VOLUME` shows to whom; take it away with `unexport`",
+    "volume-locked": "wait for it with --patience SECONDS; `elemento-storage volume show` says what holds it",
+    "volume-waiting": "give it its content: `elemento-storage iso fill`",
+    "no-room": "`elemento-storage location list` shows limits and what is left; `volume bin` what could be purged",
+    "has-clones": "destroy the linked clones, or make them independent: `elemento-storage volume compact`",
+    "has-snapshots": "delete its snapshots first: `elemento-storage snapshot delete`",
+    "cannot-shrink": "a volume only grows; make a smaller one and copy inside a guest",
+    "protocols-exclude": "nbd and local are one path, iscsi and smb another: `unexport` the others first",
+    "missing-key": "where the key is creatorID or client_uid: say who you are by --client or in the profile",
+    "not-exportable": "it is exported already: `unexport` it there, or `volume update --shareable`",
+    "migration-conflict": "`elemento-storage migrate list` shows what is under way",
+}
+
+
+def _say(error: "ClientError") -> None:
+    click.echo(f"elemento-storage: {error.message}", err=True)
+    hint = _HINTS.get(getattr(error, "code", "")) or _HINTS.get(type(error).__name__)
+    if hint:
+        click.echo(f"  try: {hint}", err=True)
+    request_id = getattr(error, "request_id", "")
+    if request_id and getattr(error, "status", 0) >= 500:
+        click.echo(f"  the server's log has more under request {request_id}", err=True)

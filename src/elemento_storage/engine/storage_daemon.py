@@ -31,7 +31,7 @@ _END_S: Final = 10.0
 _END_MONITOR_S: Final = 1.0
 _DIALS: Final = 3
 _LOG_KEPT: Final = 4096
-_OLDEST_SAFE: Final = 10  # measured: 7.2 loses data, 10.0 does not; nothing in between was tried
+OLDEST_SAFE: Final = 10  # measured: 7.2 loses data, 10.0 does not; nothing in between was tried
 # Exports are served by a thread that waits for requests in a tight loop for a moment before it sleeps, and that the
 # monitor does not hold up: 1.2 to 1.6 times the requests of the main loop (`python -m bench.byhand`).
 _THREAD: Final = "io"
@@ -331,9 +331,9 @@ async def safe_program() -> str:
     if path is None:
         raise ToolMissing("qemu-storage-daemon is not installed; `make setup` installs it, the package is qemu-utils")
     found = await qemu_img.version(path)
-    if int(found.partition(".")[0]) < _OLDEST_SAFE:
+    if int(found.partition(".")[0]) < OLDEST_SAFE:
         raise ExportFailed(
-            f"qemu-storage-daemon is {found}: before {_OLDEST_SAFE}.0 it reports holes as punched and keeps the old "
+            f"qemu-storage-daemon is {found}: before {OLDEST_SAFE}.0 it reports holes as punched and keeps the old "
             "bytes, and stalls over TCP; install a newer one (Debian 12: from bookworm-backports)"
         )
     return path
