@@ -127,7 +127,7 @@ def kernel() -> Iterator[Finding]:
     yield _of("host", "kernel", version >= (5, 10), f"Linux {release}", "5.10 or newer is what was tested")
     disabled = _line("/proc/sys/kernel/io_uring_disabled")
     yield _of(
-        "host", "io_uring", disabled in (None, "0"), f"disabled: {disabled or 0}",
+        "host", "io_uring", disabled in (None, "0"), "available" if disabled in (None, "0") else "off",
         "sysctl kernel.io_uring_disabled=0: QEMU falls back to threads, which are slower", State.WARNING,
     )  # fmt: skip
     fuse = os.path.exists("/dev/fuse") and os.access("/dev/fuse", os.R_OK | os.W_OK)

@@ -159,7 +159,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-class SizeType(click.ParamType[Any]):
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
     """A size: 20G is 20×10^9 bytes, 20GiB is 20×2^30."""
 
     name = "size"
@@ -175,7 +175,7 @@ class SizeType(click.ParamType[Any]):
         return found
 
 
-class UidType(click.ParamType[Any]):
+class UidType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
     """A client's or another thing's id."""
 
     name = "uid"
