@@ -118,19 +118,19 @@ def test_the_iso_library(alice: Commands, tmp_path: Path) -> None:
     is_of(types.CreatedIso, iso)
     is_of(types.Volume, alice.json("iso", "list", "--type", "tool"))
     assert "waiting" in alice.text("iso", "list")
-    assert "which" in alice.run("iso", "fill", "drivers", check=2).stderr or True
+    assert "--file or --url" in alice.run("iso", "fill", "drivers", check=2).stderr
     (tmp_path / "no.iso").write_bytes(b"not an image" * 1000)
     assert alice.run("iso", "fill", "drivers", "--file", tmp_path / "no.iso", check=None).returncode in (2, 11)
 
 
 def test_seeds(alice: Commands, tmp_path: Path) -> None:
     (tmp_path / "user-data").write_text("nonsense\n")
-    (tmp_path / "meta-data").write_text("instance-id: x\n")
     made = alice.run("cloudinit", "seed", "seed", tmp_path / "user-data")
     assert "warning: " in made.stderr
-    said = alice.json("cloudinit", "add", made.stdout.strip(), tmp_path / "meta-data")
+    (tmp_path / "user-data").write_text("#cloud-config\n")
+    said = alice.json("cloudinit", "add", made.stdout.strip(), tmp_path / "user-data")
     is_of(types.Metadata, said)
-    assert said["files"] == ["meta-data", "user-data"]
+    assert (said["files"], said["warnings"]) == (["user-data"], [])
 
 
 def test_snapshots(alice: Commands) -> None:

@@ -43,7 +43,8 @@ class Session:
             from elemento_storage.client import Client, Retries  # noqa: PLC0415  --help need not wait
 
             one = self._profile
-            retries = Retries(while_locked_s=self._patience)
+            # A person waits: what is not there after half a second is not there.
+            retries = Retries(attempts=3, while_locked_s=self._patience)
             self._client = Client(one.server, client=one.client, token=one.token, ca=one.ca, retries=retries)
         return self._client
 

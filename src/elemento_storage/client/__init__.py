@@ -3,7 +3,8 @@
 It speaks HTTP with the server and imports nothing of it but the words in ``model.py``.
 """
 
-from elemento_storage.client.awaiting import AsyncClient
+from typing import TYPE_CHECKING, Any
+
 from elemento_storage.client.blocking import Client
 from elemento_storage.client.errors import (
     ApiError,
@@ -32,6 +33,19 @@ from elemento_storage.client.errors import (
 )
 from elemento_storage.client.retry import Retries
 from elemento_storage.client.types import Limits, Progress
+
+if TYPE_CHECKING:
+    from elemento_storage.client.awaiting import AsyncClient
+
+
+def __getattr__(name: str) -> Any:
+    # Who waits for each answer need not wait for asyncio to be imported.
+    if name == "AsyncClient":
+        from elemento_storage.client.awaiting import AsyncClient  # noqa: PLC0415
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ApiError",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from elemento_storage.cli import main, output
+from elemento_storage.cli import output
 from elemento_storage.cli.main import COMMANDS, cli, exit_code_of
 from elemento_storage.client import errors
 from elemento_storage.client.types import Progress
@@ -42,7 +42,9 @@ def test_the_page_names_every_command_and_flag() -> None:
 
 
 def test_the_page_names_every_exit_code() -> None:
-    codes = {value for name, value in vars(main).items() if name.startswith("EXIT_")}
+    codes = {
+        value for name, value in vars(sys.modules["elemento_storage.cli.main"]).items() if name.startswith("EXIT_")
+    }
     rows = {
         int(line.split("|")[1])
         for line in PAGE.splitlines()
