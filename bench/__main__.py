@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import clone, convert, create, exports, images, info, listing, machine, recovery, report, scan, transfers
+from bench import client, clone, convert, create, exports, images, info, listing, machine, recovery, report, scan, transfers
 from bench.context import BUILD, ROOT, Context, work_directory
 from bench.measure import Section
 
@@ -23,6 +23,7 @@ _BENCHES: dict[str, Callable[[Context], Section]] = {
     "clone": clone.run,
     "exports": exports.run,
     "recovery": recovery.run,
+    "client": client.run,
 }
 
 

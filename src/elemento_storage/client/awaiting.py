@@ -54,7 +54,7 @@ class Runner:
             while True:
                 try:
                     came = await self._perform(step, streams)
-                except ClientError as error:
+                except (ClientError, OSError) as error:
                     step = plan.throw(error)
                 else:
                     step = plan.send(came)
@@ -76,7 +76,7 @@ class Runner:
                     continue
                 try:
                     came = await self._perform(step, streams)
-                except ClientError as error:
+                except (ClientError, OSError) as error:
                     step = plan.throw(error)
                 else:
                     step = plan.send(came)

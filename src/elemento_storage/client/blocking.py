@@ -53,7 +53,7 @@ class Runner:
             while True:
                 try:
                     came = self._perform(step, streams)
-                except ClientError as error:
+                except (ClientError, OSError) as error:
                     step = plan.throw(error)
                 else:
                     step = plan.send(came)
@@ -75,7 +75,7 @@ class Runner:
                     continue
                 try:
                     came = self._perform(step, streams)
-                except ClientError as error:
+                except (ClientError, OSError) as error:
                     step = plan.throw(error)
                 else:
                     step = plan.send(came)

@@ -30,7 +30,7 @@ from elemento_storage.client.types import Checksum, Extents, OnProgress, Progres
 
 _CHUNK: Final = 2**20
 _BLOCK: Final = 4 * 2**20
-_SYNC_EVERY: Final = 256 * 2**20
+_SYNC_EVERY: Final = 64 * 2**20
 _WORTH_A_REQUEST: Final = 4 * 2**20  #: a hole that is smaller is fetched with what is around it
 _PAGE: Final = 100_000
 _ERROR_LONGEST: Final = 2**20
@@ -199,23 +199,31 @@ class Target:
             view = view[written:]
         self.position = at
         if at - self._synced >= _SYNC_EVERY:
-            os.fdatasync(self._file)
-            write_json(self._note, {**self._about, "done": at})
-            self._synced = at
+            self._make_last()
 
     def complete(self) -> None:
         """Everything is there: make it last."""
-        os.fsync(self._file)
-        write_json(self._note, {**self._about, "done": self._size})
+        self.position = self._size
+        self._make_last()
 
     def discard(self) -> None:
         """It will never be whole."""
+        self._synced = self.position
         remove(self._part)
         remove(self._note)
 
     def close(self) -> None:
-        """Leave it as it is."""
-        os.close(self._file)
+        """Leave it as it is, for whoever goes on."""
+        try:
+            if self.position > self._synced:
+                self._make_last()
+        finally:
+            os.close(self._file)
+
+    def _make_last(self) -> None:
+        os.fsync(self._file)
+        write_json(self._note, {**self._about, "done": self.position})
+        self._synced = self.position
 
 
 def _publish(part: str, path: str, note: str) -> None:

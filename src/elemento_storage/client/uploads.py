@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from elemento_storage.client.errors import (
+    ApiError,
     ConnectionBroken,
     FileChanged,
     Gone,
@@ -39,6 +40,8 @@ _FRAME: Final = Packing(">QQ")
 _CHUNK: Final = 2**20
 #: Statuses of a PATCH after which the offset is asked for and the upload goes on.
 _GO_ON: Final = frozenset({408, 409, 423, 460, 503})
+#: Statuses that say nothing of what will become of an upload.
+_PASSING: Final = frozenset({423, 429, 503, 504})
 _BETWEEN_LOOKS_S: Final = 0.25
 
 
@@ -122,10 +125,14 @@ class Sender(Group[Kind]):
             raise
         try:
             volume_id = yield from self._become_volume(upload_id, job_id, on_progress)
-        finally:
-            if resume_file is not None:
-                remove(resume_file)
-        volume: Volume = yield from self._read("info", Volume, volume_id=volume_id, client_uid=self.uid)
+            volume: Volume = yield from self._read("info", Volume, volume_id=volume_id, client_uid=self.uid)
+        except ApiError as error:
+            # It is over. After anything else the same call in a new process finds what became of it.
+            if resume_file is not None and error.status not in _PASSING:
+                yield Work(lambda: remove(resume_file))
+            raise
+        if resume_file is not None:
+            yield Work(lambda: remove(resume_file))
         return volume
 
     def _begin(self, source: Source, told: Mapping[str, Any]) -> Plan[str]:
@@ -205,15 +212,21 @@ class Sender(Group[Kind]):
 
     def _become_volume(self, upload_id: str, job_id: str | None, on_progress: OnProgress | None) -> Plan[str]:
         """Wait for the volume; its id. Raises why none could be made."""
+        failed: tuple[str, ApiError] | None = None
         while True:
             if job_id:
                 try:
                     yield from self.until_over(job_id, on_progress, ours=True)
-                except NotFound:
-                    job_id = None  # the server was restarted, and goes on with it
+                except ApiError as error:
+                    # A server that stops cancels its jobs, and goes on with the upload when it runs again: what counts
+                    # is what has become of that. Of a job that nobody knows a restarted server says as little.
+                    failed = (job_id, error)
+                    job_id = None
             try:
                 headers = yield from self._head(upload_id)
-            except Gone:
+            except (Gone, NotFound):
+                if failed is not None and not isinstance(failed[1], NotFound):
+                    raise failed[1] from None
                 request = Request("GET", f"uploads/{upload_id}", query=self._query(), repeat=Repeat.SAFE)
                 ended: Upload = decoded((yield from self._send(request)), Upload)
                 problem = ended.error
@@ -221,7 +234,10 @@ class Sender(Group[Kind]):
                 raise error_of_job(said, ended.job or "") from None
             if headers.get("elemento-state") == "done":
                 return uid(headers["elemento-volume"])
-            job_id = headers.get("elemento-job", job_id)
+            again = headers.get("elemento-job")
+            if failed is not None and again == failed[0] and not isinstance(failed[1], NotFound):
+                raise failed[1]
+            job_id = None if failed is not None and again == failed[0] else again
             yield Sleep(_BETWEEN_LOOKS_S)
 
 
