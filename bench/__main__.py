@@ -8,7 +8,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import client, clone, convert, create, exports, images, info, listing, machine, recovery, report, scan, transfers
+from bench import (
+    client,
+    clone,
+    convert,
+    create,
+    exports,
+    images,
+    info,
+    listing,
+    machine,
+    recovery,
+    report,
+    scan,
+    transfers,
+)
 from bench.context import BUILD, ROOT, Context, work_directory
 from bench.measure import Section
 

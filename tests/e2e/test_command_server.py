@@ -77,7 +77,17 @@ def test_events_come_line_by_line(alice: Commands, running: LiveServer) -> None:
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     nobody = Commands(f"http://127.0.0.1:{free_port()}", tmp_path)
     nobody.environment["ELEMENTO_CLIENT"] = ""
-    assert "say on whose behalf" in nobody.run("volume", "list", check=2).stderr
+    refused = nobody.run("volume", "list", check=9)
+    assert "is the server running" in refused.stderr
+    assert "say on whose behalf" in nobody.run("volume", "create", "x", "1M", check=2).stderr
+
+
+def test_without_a_client_lists_are_of_everything(running: LiveServer, tmp_path: Path) -> None:
+    vid = running.create("private", private=True, owner=BOB)
+    nobody = Commands(running, tmp_path, None)
+    assert nobody.text("volume", "list", "--name", "private", "--ids") == vid
+    assert nobody.json("volume", "show", "private")["creatorID"] == BOB
+    assert Commands(running, tmp_path).text("volume", "list", "--name", "private", "--ids") == ""
 
 
 def test_profiles_name_servers_clients_and_tokens(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def iso_fill(session: Session, volume_name: str, path: str | None, url: str | No
 @connected
 def iso_list(session: Session, iso_type: str | None, os_family: str | None) -> None:
     """List the ISO volumes that the client can see."""
-    found = list(session.named().volumes.list(format="iso", iso_type=iso_type, os_family=os_family, sort="name"))
+    found = list(session.everything().volumes.list(format="iso", iso_type=iso_type, os_family=os_family, sort="name"))
     session.show(found, lambda: show_volumes(found, session.uid))
 
 

@@ -91,7 +91,7 @@ def show_new(session: Session, made: "Created | None") -> None:
 @connected
 def list_(session: Session, name: str | None, image_format: str | None, sort: str | None, *, ids: bool) -> None:
     """List the volumes that the client can see."""
-    found = list(session.named().volumes.list(name=name, format=image_format, sort=sort or "name"))
+    found = list(session.everything().volumes.list(name=name, format=image_format, sort=sort or "name"))
     if ids and not session.as_json:
         for one in found:
             click.echo(one.volume_id)

@@ -13,6 +13,7 @@ from elemento_storage.client.types import (
     Rescan,
     Revisions,
     Version,
+    Whoami,
 )
 
 # Names for lists, because methods below are called list.
@@ -27,6 +28,11 @@ class ServerGroup(Group[Kind]):
     def version(self) -> Plan[Version]:
         """What runs there."""
         return self._read("version", Version)
+
+    @operation
+    def whoami(self) -> Plan[Whoami]:
+        """Whose token this is, and what it allows."""
+        return self._read("whoami", Whoami)
 
     @operation
     def health(self) -> Plan[Health]:

@@ -516,6 +516,14 @@ class Health(Answer, frozen=True, kw_only=True):
     running_jobs: int | None
 
 
+class Whoami(Answer, frozen=True, kw_only=True):
+    """Whose token it is, None on a trusted network; ``role`` is user or admin, ``auth`` how the server runs."""
+
+    client: str | None
+    role: str
+    auth: str
+
+
 class Version(Answer, frozen=True, kw_only=True):
     """What runs there."""
 

@@ -67,6 +67,7 @@ ANSWERS = {
     "rescan": types.Rescan,
     "health": types.Health,
     "version": types.Version,
+    "whoami": types.Whoami,
 }
 #: Calls that the library has no method for: it offers ``call``.
 UNTYPED: set[str] = set()
