@@ -174,10 +174,11 @@ _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     **dict.fromkeys(("range-not-satisfiable",), 416),
     **dict.fromkeys(("idempotency-key-reused", "upload-failed"), 422),
     **dict.fromkeys(("volume-locked", "upload-busy", "backups-busy"), 423),
+    **dict.fromkeys(("too-many-attempts",), 429),
     **dict.fromkeys(("upload-checksum-mismatch",), 460),
     **dict.fromkeys(("internal-error", "tool-failed", "tool-timeout", "tool-missing", "configuration"), 500),
     **dict.fromkeys(("download-failed",), 502),
-    **dict.fromkeys(("unavailable", "export-failed", "location-unavailable"), 503),
+    **dict.fromkeys(("unavailable", "export-failed", "location-unavailable", "servers-silent"), 503),
     **dict.fromkeys(("no-room",), 507),
 }
 _OTHER_STATUS: Final = 409
