@@ -179,6 +179,7 @@ _STATUS_OF_CODE: Final[Mapping[str, int]] = {
     **dict.fromkeys(("internal-error", "tool-failed", "tool-timeout", "tool-missing", "configuration"), 500),
     **dict.fromkeys(("download-failed",), 502),
     **dict.fromkeys(("unavailable", "export-failed", "location-unavailable", "servers-silent"), 503),
+    **dict.fromkeys(("ceph-unavailable", "ceph-denied", "ceph-not-installed"), 503),
     **dict.fromkeys(("no-room",), 507),
 }
 _OTHER_STATUS: Final = 409
