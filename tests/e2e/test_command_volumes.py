@@ -152,3 +152,17 @@ def test_a_thousand_volumes_are_listed_in_half_a_second(alice: Commands, running
         running.call("create/multiple", {"volumes": body})
     assert len(alice.json("volume", "list", "--name", "many-*")) == 1000
     assert len(alice.text("volume", "list", "--name", "many-*").splitlines()) == 1001
+
+
+def test_backups(alice: Commands) -> None:
+    alice.text("volume", "create", "saved", "1M", "--format", "qcow2")
+    made = alice.json("backup", "create", "saved", "--name", "first")
+    is_of(types.Backup, made)
+    assert made["backup"] in alice.text("backup", "list", "saved")
+    assert alice.text("backup", "verify", made["backup"]) == f"{made['backup']} is whole"
+    is_of(types.Volume, alice.json("backup", "restore", made["backup"], "--name", "again"))
+    assert "--yes" in alice.run("backup", "restore", made["backup"], "--over", "saved", check=2).stderr
+    is_of(types.Schedule, alice.json("backup", "schedule", "saved", "24h", "--at", "02:30", "--keep", "7"))
+    assert "24h" in alice.text("backup", "schedules")
+    alice.text("backup", "schedule", "saved", "off")
+    is_of(types.BackupDeleted, alice.json("backup", "delete", made["backup"], "--yes"))
