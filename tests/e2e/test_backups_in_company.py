@@ -188,6 +188,34 @@ def test_snapshots_and_backups_of_a_raw_lun(shared: LiveServer, tmp_path: Path) 
     assert not volume_pids(shared, guest.vid)
 
 
+def test_a_place_that_can_only_be_read(tmp_path: Path) -> None:
+    """A disk of backups that is mounted read-only: they are restored from there, and new ones go elsewhere."""
+    vault = make_location(tmp_path / "mnt", "vault")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(vault)], check=True)
+    try:
+        make_location(tmp_path / "mnt", "vault")
+        make_location(tmp_path / "mnt")
+        with live_server(tmp_path, "--bin-retention", "0") as server:
+            guest = Guest(server, format="qcow2").write(0, MIB, 1)
+            copies = [guest.back_up(), guest.write(0, 64 * KIB, 2).back_up()]
+            assert {copy.answer["location"] for copy in copies} == {"vault"}
+            server.stop()
+            subprocess.run(["mount", "-o", "remount,ro", str(vault)], check=True)
+            server.start()
+            assert_right(copies, tmp_path)
+            server.call("backups/verify", {"backup": copies[1].uid, "creatorID": ALICE})
+            body = {"backup": copies[1].uid, "creatorID": ALICE}
+            assert refusal(server, "backups/delete", body)[:2] == (503, "location-unavailable")
+            guest.write(MIB, 64 * KIB, 3)
+            last = guest.back_up()
+            assert (last.answer["mode"], last.answer["location"]) == ("full", "disk")
+            assert "nothing can be written in location vault" in last.answer["reason"]
+            last.assert_right(tmp_path)
+            assert "not tidied" not in server.log()
+    finally:
+        subprocess.run(["umount", "-l", str(vault)], check=True)
+
+
 def test_linked_clones(shared: LiveServer, tmp_path: Path) -> None:
     parent = Guest(shared, format="qcow2").write(0, MIB, 1)
     of_parent = parent.back_up()

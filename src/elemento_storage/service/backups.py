@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -113,7 +113,7 @@ class Backups:
                     one.record.scheduled and one.record.moment > scheduled_after for one in backups
                 ):
                     raise NotDue("another server has made this backup", volume_id=volume_id)
-                tip = _tip(volume, backups)
+                tip = _tip(volume, backups, self._read_only())
                 since = tip.backup.backup_id if tip.backup else ""
                 lock = await operation.lock_volume(held, PURPOSE, actor.client, {"since": since})
                 meta = await place.disk.run(read_meta_values, place.directory)
@@ -218,6 +218,9 @@ class Backups:
             raise no_room(reasons)
         return max(rated, key=lambda one: one[:2])[2]
 
+    def _read_only(self) -> set[str]:
+        return {one.name for one in self._catalog.locations.by_name.values() if one.read_only}
+
     async def _free_bytes(self, location: Location) -> int:
         if location.missing is not None:
             raise LocationUnavailable(f"location {location.name} does not answer: {location.missing}")
@@ -312,7 +315,8 @@ class Backups:
                             f"the backup {one.backup_id} is not what was written: its checksum is another one"
                         )
                 except BackupDamaged as error:
-                    await self._rewrite(location, one, damaged=error.message)
+                    if not location.read_only:
+                        await self._rewrite(location, one, damaged=error.message)
                     raise BackupDamaged(error.message, backup=backup_id) from None
         return backup
 
@@ -345,6 +349,8 @@ class Backups:
         May be cut off at every step, and done again.
         """
         for location in self._catalog.locations.answering():
+            if location.read_only:
+                continue
             try:
                 with os_errors(location):
                     if not await location.disk.run(os.path.isdir, store.store_path(location.path, volume_id)):
@@ -407,6 +413,9 @@ class Backups:
     @contextlib.asynccontextmanager
     async def _locked(self, location: Location, volume_id: str, *, exclusive: bool) -> AsyncIterator[None]:
         """Who reads or makes a backup waits for who puts them in order, for a while, and not the other way round."""
+        if location.read_only and not exclusive:
+            yield  # nobody can change them
+            return
         deadline = time.monotonic() + (0.0 if exclusive else _PATIENCE_S)
         while True:
             try:
@@ -431,14 +440,16 @@ class Backups:
         self._core.feed.publish("backup", record.backup_id, before=None, after=audience, **facts)
 
 
-def _tip(volume: Volume, backups: list[Backup]) -> Tip:
+def _tip(volume: Volume, backups: list[Backup], read_only: Collection[str]) -> Tip:
     """The newest backup, if an increment can be put on it; the bitmap has a say later."""
     number = max((one.record.number for one in backups), default=0)
     newest = next((one for one in reversed(backups) if not one.record.deleted), None)
     reason = ""
     if newest is None:
         return Tip(None, number, "there is no earlier backup")
-    if not newest.record.tracked:
+    if newest.location in read_only:
+        reason = f"nothing can be written in location {newest.location}, where the last backup is"
+    elif not newest.record.tracked:
         reason = "the last backup was made of an image that records nothing"
     elif newest.record.creator_id != volume.meta.creator_id:
         reason = "the volume had another owner when it was backed up last"
