@@ -1,9 +1,10 @@
 """Images over loopback, to the server and from it, beside ovirt-imageio with its own client; and checksums."""
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.live import LiveServer, make_location
@@ -16,21 +17,28 @@ from bench.settle import settle, write_striped
 from elemento_storage.durable import fsync_file
 from elemento_storage.model import VolumeFormat
 
-TITLE = "Images over loopback, 2 GiB, half of it data"
-REMARKS = [
+UPLOADS = "Images to the server over loopback, 2 GiB, half of it data"
+DOWNLOADS = "Images from the server over loopback, 2 GiB, half of it data; checksums"
+_BOTH = [
     "4 MiB of random bytes, a 4 MiB hole, and so on. Before each run everything dirty is written back, 3 GiB of memory "
     "are touched and freed, and the source is read once, so that it is in the page cache. The sides take turns, on the "
-    "same two cores and one file system. A side's time ends when the last byte is on disk: ours with a volume that is "
-    "visible, theirs when the client's flush is answered.",
+    "same two cores and one file system. A side's time ends when the last byte is on disk.",
     "ovirt-imageio 2.5.1: its daemon and its client from PyPI, HTTP without TLS, `max_workers` and `buffer_size` as "
-    "they are by default, upload with `disk_is_zero`, so that holes are not sent. Its client reads images past the "
-    "page cache, and so does the daemon with raw ones; neither can be told otherwise. qcow2 is served to the daemon by "
-    "a qemu-nbd, as oVirt does it, with `--cache=writeback --aio=io_uring`. That the client starts, and imports "
-    "Python's modules, is not counted.",
-    "Ours, *with holes*: a client in Python that sends what lies between the holes by our extension of tus, in one "
-    "PATCH; downloads ask for `extents` and fetch what is data, over two connections. *Every byte*: a plain PATCH, or "
-    "one GET, holes as zeros. Published clients of tus send every byte.",
+    "they are by default. Its client reads images past the page cache, and so does the daemon with raw ones; neither "
+    "can be told otherwise. That the client starts, and imports Python's modules, is not counted.",
     "Memory: by how much the server's resident memory at its highest (VmHWM) was above what it had before.",
+]
+_UPLOADING = [
+    "Ours ends with a volume that is visible, theirs (`disk_is_zero`, so that holes are not sent) when the client's "
+    "flush is answered.",
+    "Ours, *with holes*: a client in Python that sends what lies between the holes by our extension of tus, in one "
+    "PATCH. *Every byte*: a plain PATCH, holes as zeros, as published clients of tus do it.",
+]
+_DOWNLOADING = [
+    "qcow2 is served to the daemon by a qemu-nbd, as oVirt does it, with `--cache=writeback --aio=io_uring`.",
+    "Ours, *with holes*: a client in Python that asks for `extents` and fetches what is data, over two connections. "
+    "*Every byte*: one GET. *Linked*: a linked clone that has nothing of its own, which only QEMU can read, as qcow2 "
+    "images with compressed clusters.",
     "Checksums: sha256 of blocks of 4 MiB, the same for both. Theirs is the client's own of a local file.",
 ]
 
@@ -39,18 +47,28 @@ _EMPTY = 100 * 2**30
 _RAW, _QCOW2 = VolumeFormat.RAW, VolumeFormat.QCOW2
 
 
-def run(context: Context) -> Section:
-    """All rows."""
+def uploads(context: Context) -> Section:
+    """All rows about images that come."""
+    with _both_sides(context) as both:
+        return Section(UPLOADS, both.uploads(), [*_BOTH, *_UPLOADING])
+
+
+def downloads(context: Context) -> Section:
+    """All rows about images that go, and about checksums."""
+    with _both_sides(context) as both:
+        return Section(DOWNLOADS, [*both.downloads(), *both.checksums()], [*_BOTH, *_DOWNLOADING])
+
+
+@contextlib.contextmanager
+def _both_sides(context: Context) -> Iterator["_Transfers"]:
     root = context.directory("mnt")
     make_location(root)
-    images = context.directory("images")
-    image = images / "source.img"
+    image = context.directory("images") / "source.img"
     write_striped(image, _SIZE, 2)
     sockets = Path(tempfile.mkdtemp(prefix="imageio-"))
     try:
-        with context.server(root, "--bin-retention", "0") as server, running(sockets) as imageio:
-            bench = _Transfers(context, server, imageio, image)
-            return Section(TITLE, [*bench.uploads(), *bench.downloads(), *bench.checksums()], REMARKS)
+        with context.server(root, "--bin-retention", "0", "--overcommit", "0") as server, running(sockets) as imageio:
+            yield _Transfers(context, server, imageio, image)
     finally:
         shutil.rmtree(sockets, ignore_errors=True)
 
@@ -87,7 +105,7 @@ class _Transfers:
                 self._target.unlink()
 
         self._same_bytes(self._client.upload(self._image, sparse=True))
-        holes, plain, peer = self._turns(7, lambda: ours(sparse=True), lambda: ours(sparse=False), theirs)
+        holes, plain, peer = self._turns(5, lambda: ours(sparse=True), lambda: ours(sparse=False), theirs)
         name = "ovirt-imageio, client.upload"
         return [
             compare("upload, with holes", holes, name, peer, at_most=1.0, paired=True),
@@ -100,47 +118,56 @@ class _Transfers:
         self._server.call("destroy", {"volume_id": vid})
 
     def downloads(self) -> list[Row]:
-        """raw as raw, qcow2 as raw, and of those images that only QEMU can read."""
+        """raw as raw, qcow2 as raw, and of an image that only QEMU can read."""
         grown: list[float] = []
         rows: list[Row] = []
-        for what, image_format, options in (
-            ("raw", _RAW, ()),
-            ("qcow2", _QCOW2, ()),
-            ("compressed qcow2", _QCOW2, ("-c",)),
-        ):
-            vid = self._volume(image_format, options)
-            data = self._server.directory(vid) / image_format.data_file
+        for what, make in (("raw", self._raw), ("qcow2", self._qcow2), ("linked qcow2", self._linked)):
+            vid, below = make()
+            (data,) = self._server.directory(vid).glob("data.*")
+            settled = below or data
 
-            def ours(*, sparse: bool, vid: str = vid, data: Path = data) -> float:
-                settle(data)
+            def ours(*, sparse: bool, vid: str = vid, settled: Path = settled) -> float:
+                settle(settled)
                 with _Memory(self._server) as memory:
                     seconds = timed(lambda: self._client.download(vid, self._target, sparse=sparse))
                 grown.append(memory.grown_mb)
-                subprocess.run(words(["cmp", self._image, self._target]), check=True)
                 self._target.unlink()
                 return seconds
 
-            def theirs(image_format: VolumeFormat = image_format, data: Path = data) -> float:
-                settle(data)
+            def theirs(data: Path = data, settled: Path = settled) -> float:
+                settle(settled)
                 try:
-                    if image_format is _RAW:
+                    if data.suffix == ".img":
                         return self._imageio.download_file(data, self._target)
                     return self._imageio.download_qcow2(data, _SIZE, self._target)
                 finally:
                     self._target.unlink()
 
+            self._client.download(vid, self._target)
+            subprocess.run(words(["cmp", self._image, self._target]), check=True)
+            self._target.unlink()
             holes, plain, peer = self._turns(5, lambda o=ours: o(sparse=True), lambda o=ours: o(sparse=False), theirs)  # type: ignore[misc]
             name = "ovirt-imageio, client.download"
             rows.append(compare(f"download of {what} as raw, with holes", holes, name, peer, at_most=1.0, paired=True))
             rows.append(compare(f"download of {what} as raw, every byte", plain, name, peer, at_most=1.0, paired=True))
-            self._server.call("destroy", {"volume_id": vid})
         rows.append(bounded("download: the server's memory grows by", figures("MB", grown), at_most=16))
         return rows
 
-    def _volume(self, image_format: VolumeFormat, options: tuple[str, ...]) -> str:
+    def _raw(self) -> tuple[str, Path | None]:
+        return self._volume(_RAW), None
+
+    def _qcow2(self) -> tuple[str, Path | None]:
+        return self._volume(_QCOW2), None
+
+    def _linked(self) -> tuple[str, Path | None]:
+        below = self._volume(_QCOW2)
+        answer = self._server.call("clone", {"volume_id": below, "creatorID": OWNER, "linked": True})
+        return str(answer["vid"]), self._server.directory(below) / _QCOW2.data_file
+
+    def _volume(self, image_format: VolumeFormat) -> str:
         vid = self._server.create("source", _SIZE / 1e9, OWNER, format=image_format.value)
         data = self._server.directory(vid) / image_format.data_file
-        convert = ["qemu-img", "convert", *options, "-f", "raw", "-O", image_format.value, self._image, data]
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", image_format.value, self._image, data]
         subprocess.run(words(convert), check=True)
         fsync_file(str(data))
         return vid
@@ -160,7 +187,7 @@ class _Transfers:
             rows.append(bounded(what, mine, at_most=1.0))
             rows.append(compare(what, mine, "ovirt-imageio, client.checksum", peer))
             self._server.call("destroy", {"volume_id": vid})
-        vid = self._volume(_RAW, ())
+        vid = self._volume(_RAW)
         path = self._server.directory(vid) / _RAW.data_file
 
         def ours() -> float:
