@@ -55,8 +55,8 @@ class Qcow2Content:
         needed = -(-self._size_bytes // (cluster * self._per_table))
         if needed * _ENTRY_BYTES > _MOST_L1_BYTES or l1_entries < needed:
             raise NotPlain("the image's first table has an unusual size")
-        if l1_offset + needed * _ENTRY_BYTES > file.size_bytes:
-            raise NotPlain("the image is shorter than its header says")
+        if l1_offset % cluster or l1_offset + needed * _ENTRY_BYTES > file.size_bytes:
+            raise NotPlain("the image's first table is not where one can be")
         self._tables = [self._table(entry) for entry in self._read(l1_offset, needed)]
         self._require_plain(_PLAIN_LAST[version])
 

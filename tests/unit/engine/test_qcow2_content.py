@@ -148,6 +148,7 @@ def l1_offset(path: Path) -> int:
     [
         ("header: L1 table", 2**64 - 1),
         ("header: L1 table", 2**40),
+        ("header: L1 table", 0x30200),
         ("header: L1 entries", 0),
         ("L1", 2**55),
         ("L1", 0x30200),
