@@ -1,6 +1,7 @@
 """How uploads end before, at and after their last byte: refused early, foreseen, as a waiting volume's content."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 from tests import tus
 from tests.clients import eventually
 from tests.e2e.invariants import assert_clean
+from tests.e2e.test_hung_location import Hangable, hangable
 from tests.images import DISK_BYTES, compressed, iso_bytes, make_image
 from tests.live import ALICE, BOB, LiveServer, live_server, make_location
 from tests.unit.support import small_file_system
+
+__all__ = ["hangable"]
 
 MIB = 1 << 20
 KEYS = {"creatorID": ALICE, "name": "disk"}
@@ -166,6 +170,32 @@ def test_a_disk_that_runs_full_after_the_last_byte(tmp_path: Path, packed: bool)
             assert_clean(one)
             (disk / "filler").unlink()
             assert one.http.put("create/upload", params=KEYS, content=content).status_code == 200
+
+
+def test_a_location_that_hangs_keeps_its_uploads_and_nobody_elses(tmp_path: Path, hangable: Hangable) -> None:
+    data = os.urandom(MIB)
+    with live_server(tmp_path, "--disk-timeout", "2", "--heartbeat", "0.5", "--lease", "30") as one:
+        stuck = tus.begun(one, MIB)
+        assert list((tmp_path / "behind" / ".elemento" / "staging").glob(f"{stuck}.*"))
+        assert tus.patch(one, stuck, 0, data[:1000]).status_code == 204
+        hangable.hang()
+        answers: list[httpx.Response] = []
+        sending = threading.Thread(target=lambda: answers.append(tus.patch(one, stuck, 1000, data[1000:])))
+        sending.start()
+        try:
+            other = tus.begun(one, MIB)
+            assert tus.patch(one, other, 0, data).status_code == 204
+            assert (one.directory(other) / "data.img").read_bytes() == data
+        finally:
+            hangable.go_on()
+        sending.join(30)
+        if answers[0].status_code != 204:  # it was told to come again
+            at = eventually(lambda: tus.head(one, stuck).headers.get("Upload-Offset"), 20)
+            assert tus.patch(one, stuck, int(at), data[int(at) :]).status_code == 204
+        assert (one.directory(stuck, "nas") / "data.img").read_bytes() == data
+        eventually(lambda: tus.places(one, "nas") == [], 10)
+        assert_clean(one, "nas")
+        assert_clean(one)
 
 
 # -- volumes that wait for their content -------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What a guest sees of a qcow2 image, read from the file itself (QEMU, docs/interop/qcow2.txt).
 
-Where every cluster is a plain one, the image's tables say which bytes of the file a guest sees. Then the kernel can
-send them as those of a raw image, and no program has to be started. Everything else (compressed clusters, encryption,
-an image below, features that we do not know, whatever looks odd) is for QEMU: ``NotPlain``.
+Where every cluster is a plain one, the image's tables say which bytes of the file a guest sees, and which are those of
+the image below it. Then the kernel can send them as those of a raw image, and no program has to be started. Everything
+else (compressed clusters, encryption, features that we do not know, whatever looks odd) is for QEMU: ``NotPlain``.
 """
 
 import errno
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from elemento_storage.engine.content import Extent, FileContent, OpenFile, Part, Zeros, merged
+from elemento_storage.engine.content import Content, Extent, FileContent, OpenFile, Part, Zeros, merged
 from elemento_storage.engine.image_header import BadHeader, qcow2_header
 
 _HEADER_BYTES: Final = 4096
@@ -21,6 +21,7 @@ _FEATURES_OFFSET: Final = 72
 _ENTRY_BYTES: Final = 8
 _OFFSET_MASK: Final = 0x00FF_FFFF_FFFF_FE00
 _ALL_ZEROS: Final = 1
+_BELOW: Final = -1  #: in place of an offset: what the image below has there
 _MOST_L1_BYTES: Final = 2**20  #: 64 TiB with clusters of 64 KiB
 _MOST_L2_BYTES: Final = 2**28  #: 2 TiB of data; looking through all of it takes a quarter of a second
 
@@ -37,9 +38,11 @@ class NotPlain(Exception):
 class Qcow2Content:
     """The content of one image file. A Content."""
 
-    def __init__(self, file: OpenFile) -> None:
-        """Look through the image's tables. Blocks. Raises NotPlain, OSError."""
+    def __init__(self, file: OpenFile, below: Content | None = None) -> None:
+        """Look through the image's tables. ``below`` is what it stands on. Blocks. Raises NotPlain, OSError."""
         self._file = file
+        self._below = below
+        self._unallocated = None if below is None else _BELOW
         self._bytes = FileContent(file)
         header = os.pread(file.descriptor, _HEADER_BYTES, 0)
         try:
@@ -48,8 +51,8 @@ class Qcow2Content:
             raise NotPlain(str(error)) from error
         _, version, backing_file, _, bits, _, encryption, l1_entries, l1_offset = _LAYOUT.unpack_from(header)
         features = _FEATURES.unpack_from(header, _FEATURES_OFFSET)[0] if version == 3 else 0
-        if backing_file or encryption or features:
-            raise NotPlain("the image stands on another one, is encrypted, or has features of its own")
+        if bool(backing_file) != (below is not None) or encryption or features:
+            raise NotPlain("the image stands on another one than is said, is encrypted, or has features of its own")
         self._cluster = cluster = 1 << bits
         self._per_table = cluster // _ENTRY_BYTES
         needed = -(-self._size_bytes // (cluster * self._per_table))
@@ -96,7 +99,11 @@ class Qcow2Content:
     def _extents(self, start: int, stop: int) -> Iterator[Extent]:
         for begin, length, at in self._runs(start, stop):
             end = begin
-            if at is not None:
+            if at == _BELOW:
+                assert self._below is not None
+                end = max(begin, min(begin + length, self._below.size_bytes))
+                yield from self._below.extents(begin, end)
+            elif at is not None:
                 for one in self._bytes.extents(at, min(at + length, self._bytes.size_bytes)):
                     yield Extent(begin + one.start - at, one.length, one.zero, one.hole)
                     end = begin + one.stop - at
@@ -105,9 +112,13 @@ class Qcow2Content:
 
     def parts(self, start: int, stop: int) -> Iterator[Part]:
         """See Content."""
-        for _, length, at in self._runs(start, stop):
+        for begin, length, at in self._runs(start, stop):
             inside = 0
-            if at is not None:
+            if at == _BELOW:
+                assert self._below is not None
+                inside = max(0, min(length, self._below.size_bytes - begin))
+                yield from self._below.parts(begin, begin + inside)
+            elif at is not None:
                 inside = max(0, min(length, self._bytes.size_bytes - at))
                 yield from self._bytes.parts(at, at + inside)
             if inside < length:
@@ -117,7 +128,7 @@ class Qcow2Content:
         """Where a stretch begins, its length, and where in the file it lies; None: zeros. Neighbours do not go on."""
         begin, length, at = start, 0, None
         for here, more, there in self._stretches(start, stop):
-            if length and (there is not None if at is None else there != at + length):
+            if length and there != (at if at in (None, _BELOW) else at + length):
                 yield begin, length, at
                 length = 0
             if not length:
@@ -138,7 +149,7 @@ class Qcow2Content:
             offset = self._tables[table]
             entries = self._read(offset + first * _ENTRY_BYTES, count) if offset else ()
             if not any(entries):
-                yield start, end - start, None
+                yield start, end - start, self._unallocated
                 start = end
             for entry in entries if start < end else ():
                 there = entry & _OFFSET_MASK
@@ -146,5 +157,8 @@ class Qcow2Content:
                     raise OSError(errno.EIO, "a table of the image is damaged: look at it with qemu-img check")
                 inside = start % cluster
                 length = min(cluster - inside, end - start)
-                yield start, length, there + inside if there and not entry & _ALL_ZEROS else None
+                if entry & _ALL_ZEROS:
+                    yield start, length, None
+                else:
+                    yield start, length, there + inside if there else self._unallocated
                 start += length

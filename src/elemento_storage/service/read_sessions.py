@@ -31,6 +31,7 @@ from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.reading import reading
 from elemento_storage.service.shares import Shares
+from elemento_storage.stores.base import Image
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,9 +89,9 @@ class Session:
         if store.plain_file(place, image_format) is not None:
             return FileContent(self.file)
         image = self.core.image(self.reading.location, self.volume)
-        if image_format is VolumeFormat.QCOW2 and not image.below:
+        if image_format is VolumeFormat.QCOW2:
             with contextlib.suppress(NotPlain):
-                return await self.streams.run(Qcow2Content, self.file)
+                return await self._open_plain(image)
         settings = self.core.settings
         daemon = ReadingDaemon(settings.run_dir, new_uid())
         self.closing.push_async_callback(daemon.stop)
@@ -102,6 +103,20 @@ class Session:
         content = await self.streams.run(NbdContent, daemon.socket_path, timeout_s=settings.disk_timeout)
         self.closing.callback(content.close)
         return content
+
+    async def _open_plain(self, image: Image) -> Content:
+        """Every image of the chain, the lowest first. Raises NotPlain, ImageInUse."""
+        content: Content | None = None
+        for one in reversed(image.below):
+            path = f"{one.place.directory}/{one.format.data_file}"
+            self.closing.callback(os.close, await one.place.disk.run(lock_image, path, read_only=True))
+            file = await one.place.disk.run(OpenFile, path)
+            self.closing.callback(file.close)
+            if one.format is VolumeFormat.QCOW2:
+                content = await self.streams.run(Qcow2Content, file, content)
+            else:
+                content = FileContent(file)
+        return await self.streams.run(Qcow2Content, self.file, content)
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elemento_storage.engine.content import OpenFile, read_into
+from elemento_storage.engine.content import Content, FileContent, OpenFile, read_into
 from elemento_storage.engine.qcow2_content import NotPlain, Qcow2Content
 
 MIB = 2**20
@@ -43,10 +43,10 @@ def read(content: Qcow2Content, start: int, stop: int) -> bytes:
     return bytes(buffer)
 
 
-def require_same(path: Path) -> Qcow2Content:
+def require_same(path: Path, below: Content | None = None) -> Qcow2Content:
     """All of it, many stretches of it, and that what is told to be zero is."""
     expected = guest(path)
-    content = Qcow2Content(OpenFile(str(path)))
+    content = Qcow2Content(OpenFile(str(path)), below)
     size = content.size_bytes
     assert size == len(expected)
     assert read(content, 0, size) == expected
@@ -110,6 +110,33 @@ def test_snapshots_are_not_what_a_guest_sees(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "snapshot", "-c", "before", path], check=True)
     qemu_io(path, "write -P 2 64k 64k")
     require_same(path)
+
+
+@pytest.mark.parametrize("lowest", ["raw", "qcow2"])
+def test_images_that_stand_on_others(tmp_path: Path, lowest: str) -> None:
+    """Ours as volumes beside each other, the ones above larger than those below, with zeros over data."""
+    directories = [tmp_path / f"vid.{number:032x}.elimg" for number in range(3)]
+    for directory in directories:
+        directory.mkdir()
+    below = directories[0] / ("data.img" if lowest == "raw" else "data.qcow2")
+    subprocess.run(["qemu-img", "create", "-q", "-f", lowest, below, str(2 * MIB + 4096)], check=True)
+    told = ["-c", "write -P 1 0 1M", "-c", "write -P 2 2M 4096"]
+    subprocess.run(["qemu-io", "-f", lowest, *told, below], check=True, capture_output=True)
+    file = OpenFile(str(below))
+    content: Content = FileContent(file) if lowest == "raw" else Qcow2Content(file)
+    for number, size in ((1, 4 * MIB), (2, 5 * MIB)):
+        path = directories[number] / "data.qcow2"
+        name = f"../{directories[number - 1].name}/{below.name if number == 1 else 'data.qcow2'}"
+        base = ["-b", name, "-F", lowest if number == 1 else "qcow2"]
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", *base, path, str(size)], check=True, cwd=directories[number]
+        )
+        qemu_io(path, f"write -P {number + 4} {number * 256}k 100k", f"write -z {number * 512}k 128k")
+        content = require_same(path, content)
+    with pytest.raises(NotPlain):
+        Qcow2Content(OpenFile(str(path)))
+    with pytest.raises(NotPlain):
+        Qcow2Content(OpenFile(str(make(tmp_path, MIB))), content)
 
 
 @pytest.mark.parametrize(
