@@ -99,7 +99,7 @@ def run(context: Context) -> Section:
 def _plain(context: Context, place: _Place) -> list[Row]:
     rows = []
     last: list[float] = []
-    for what, one_of in (("half of it data", _FULL), ("a sixteenth data", _SCARCE)):
+    for what, one_of, rounds in (("half of it data", _FULL, 7), ("a sixteenth data", _SCARCE, 5)):
         image = place.source(one_of)
         bare: list[float] = []
 
@@ -109,7 +109,7 @@ def _plain(context: Context, place: _Place) -> list[Row]:
             return [durable_s]
 
         last, durable, disk = alternate(
-            context.rounds(7),
+            context.rounds(rounds),
             lambda image=image: [place.ours(image)],  # type: ignore[misc]
             peer,
             lambda image=image: [place.disk_alone(image)],  # type: ignore[misc]
@@ -120,7 +120,7 @@ def _plain(context: Context, place: _Place) -> list[Row]:
         rows.append(compare(what, ours, "cp --sparse=always, not synced", figures("s", bare), at_most=1.05))
         rows.append(compare(what, ours, "the disk alone", figures("s", disk)))
     scarce, huge = place.source(_SCARCE), place.source(_SCARCE, _HUGE)
-    mine, same = alternate(context.rounds(5), lambda: [place.ours(huge)], lambda: [place.ours(scarce)])
+    mine, same = alternate(context.rounds(3), lambda: [place.ours(huge)], lambda: [place.ours(scarce)])
     rows.append(
         compare("the same data in a 2 TB volume", figures("s", mine), "in 2 GiB", figures("s", same), at_most=1.1)
     )
@@ -149,7 +149,7 @@ def _write_directly(target: Path, size: int) -> None:
 def _shared(context: Context, kind: str, place: _Place) -> list[Row]:
     image = place.source(_FULL)
     mine, theirs = alternate(
-        context.rounds(9), lambda: [place.ours(image)], lambda: [place.peer(image, "--reflink=always")[1]]
+        context.rounds(5), lambda: [place.ours(image)], lambda: [place.peer(image, "--reflink=always")[1]]
     )
     ours = figures("ms", mine, scale=1000)
     return [
