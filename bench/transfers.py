@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.live import LiveServer, make_location
@@ -151,9 +152,7 @@ class _Transfers:
             self._client.download(vid, self._target)
             subprocess.run(words(["cmp", self._image, self._target]), check=True)
             self._target.unlink()
-            holes, plain, peer = self._turns(
-                rounds, lambda o=ours: o(sparse=True), lambda o=ours: o(sparse=False), theirs
-            )  # type: ignore[misc]
+            holes, plain, peer = self._turns(rounds, partial(ours, sparse=True), partial(ours, sparse=False), theirs)
             name = "ovirt-imageio, client.download"
             rows.append(compare(f"download of {what} as raw, with holes", holes, name, peer, at_most=1.0, paired=True))
             rows.append(compare(f"download of {what} as raw, every byte", plain, name, peer, at_most=1.0, paired=True))
