@@ -99,7 +99,7 @@ def run(context: Context) -> Section:
 def _plain(context: Context, place: _Place) -> list[Row]:
     rows = []
     last: list[float] = []
-    for what, one_of, rounds in (("half of it data", _FULL, 7), ("a sixteenth data", _SCARCE, 5)):
+    for what, one_of, rounds in (("half of it data", _FULL, 5), ("a sixteenth data", _SCARCE, 3)):
         image = place.source(one_of)
         bare: list[float] = []
 
@@ -149,7 +149,7 @@ def _write_directly(target: Path, size: int) -> None:
 def _shared(context: Context, kind: str, place: _Place) -> list[Row]:
     image = place.source(_FULL)
     mine, theirs = alternate(
-        context.rounds(5), lambda: [place.ours(image)], lambda: [place.peer(image, "--reflink=always")[1]]
+        context.rounds(4), lambda: [place.ours(image)], lambda: [place.peer(image, "--reflink=always")[1]]
     )
     ours = figures("ms", mine, scale=1000)
     return [

@@ -123,10 +123,10 @@ class _Transfers:
         grown: list[float] = []
         rows: list[Row] = []
         for what, make, rounds in (
-            ("raw", self._raw, 4),
-            ("qcow2", self._qcow2, 4),
-            ("linked qcow2", self._linked, 3),
-            ("compressed qcow2", self._compressed, 3),
+            ("raw", self._raw, 3),
+            ("qcow2", self._qcow2, 3),
+            ("linked qcow2", self._linked, 2),
+            ("compressed qcow2", self._compressed, 2),
         ):
             vid, below = make()
             (data,) = self._server.directory(vid).glob("data.*")
@@ -188,7 +188,7 @@ class _Transfers:
             vid = self._server.create("empty", _EMPTY / 1e9, OWNER, format=image_format.value)
             path = self._server.directory(vid) / image_format.data_file
             mine, peer = self._turns(
-                5,
+                3,
                 lambda vid=vid: timed(lambda: self._client.checksum(vid)),  # type: ignore[misc]
                 lambda path=path: self._imageio.checksum(path),  # type: ignore[misc]
             )
