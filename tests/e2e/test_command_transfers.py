@@ -137,10 +137,15 @@ def test_a_volume_that_changes_meanwhile_becomes_no_file(running: LiveServer, im
 
 def test_what_is_no_image_is_refused(running: LiveServer, tmp_path: Path) -> None:
     path = tmp_path / "evil.qcow2"
-    path.write_bytes(b"QFI\xfb" + bytes([0, 0, 0, 3]) + b"\xff" * 4096)
-    refused = Commands(running, tmp_path).run("upload", path, "evil", check=None)
-    assert refused.returncode in (6, 11), refused.stderr
+    commands = Commands(running, tmp_path)
+    # Small: everything arrives before it is looked at. Large: it is refused while it is sent.
+    for length in (4096, 24 * MIB):
+        path.write_bytes(b"QFI\xfb" + bytes([0, 0, 0, 3]) + b"\xff" * length)
+        refused = commands.run("upload", path, "evil", "--no-verify", check=None)
+        assert refused.returncode in (6, 11), refused.stderr
+        assert "qcow2" in refused.stderr, "it says why"
     assert running.listed(name="evil") == {}
+    assert list((tmp_path / ".local/state/elemento-storage/uploads").iterdir()) == []
     empty = tmp_path / "empty"
     empty.touch()
     assert "is empty" in Commands(running, tmp_path).run("upload", empty, check=1).stderr

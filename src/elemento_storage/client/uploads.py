@@ -41,7 +41,7 @@ _CHUNK: Final = 2**20
 #: Statuses of a PATCH after which the offset is asked for and the upload goes on.
 _GO_ON: Final = frozenset({408, 409, 423, 460, 503})
 #: Statuses that say nothing of what will become of an upload.
-_PASSING: Final = frozenset({423, 429, 503, 504})
+_PASSING: Final = frozenset({401, 403, 423, 429, 503, 504, 507})
 _BETWEEN_LOOKS_S: Final = 0.25
 
 
@@ -118,14 +118,13 @@ class Sender(Group[Kind]):
         pace.starts_at(offset)
         try:
             job_id = yield from self._send_rest(source, upload_id, offset, pace)
+            volume_id = yield from self._become_volume(upload_id, job_id, on_progress)
+            volume: Volume = yield from self._read("info", Volume, volume_id=volume_id, client_uid=self.uid)
         except FileChanged:
             yield from self._send(_request("DELETE", upload_id, self._query(), repeat=Repeat.SAFE))
             if resume_file is not None:
                 yield Work(lambda: remove(resume_file))
             raise
-        try:
-            volume_id = yield from self._become_volume(upload_id, job_id, on_progress)
-            volume: Volume = yield from self._read("info", Volume, volume_id=volume_id, client_uid=self.uid)
         except ApiError as error:
             # It is over. After anything else the same call in a new process finds what became of it.
             if resume_file is not None and error.status not in _PASSING:
@@ -148,7 +147,7 @@ class Sender(Group[Kind]):
         record = (yield Work(lambda: read_json(resume_file))) if resume_file is not None else None
         if record is None or {**record, "upload_id": ""} != {**_identity(source, told), "upload_id": ""}:
             return None, 0
-        upload_id = uid(str(record["upload_id"]))
+        upload_id = uid(str(record.get("upload_id")))
         try:
             headers = yield from self._head(upload_id)
         except (NotFound, Gone):
@@ -202,7 +201,10 @@ class Sender(Group[Kind]):
             if failures >= self._retries.attempts or pause_s is None:
                 raise problem
             yield Sleep(max(pause_s, retry_after_s))
-            headers = yield from self._head(upload_id)
+            try:
+                headers = yield from self._head(upload_id)
+            except Gone:
+                return None  # refused for its beginning, which was told to a connection that was just sending
             arrived = int(headers.get("upload-offset", "0"))
             if arrived > offset:
                 failures = 0
