@@ -47,6 +47,10 @@ bench: ## side by side with libvirt and qemu-img; writes docs/bench.md
 	@scripts/setup.sh bench
 	$(bin)/python -m bench
 
+deb: ## build a Debian package for the Debian this runs on
+	@scripts/setup.sh serve
+	@scripts/build-deb.sh
+
 screenshots: setup ## docs/images/overview.png, of a server that is made up for it
 	$(bin)/python -m tests.screenshots docs/images/overview.png
 
@@ -57,4 +61,4 @@ format: setup ## let ruff format and mend what it can
 clean: ## remove what the targets above built (not ./var)
 	rm -rf .venv build tests/js/node_modules web/node_modules src/elemento_storage/page .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info
 
-.PHONY: help setup serve check unit integration e2e test soak bench screenshots format clean
+.PHONY: help setup serve check unit integration e2e test soak bench screenshots deb format clean

@@ -19,7 +19,7 @@ command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
-    packages+=(xfsprogs btrfs-progs prometheus)
+    packages+=(xfsprogs btrfs-progs prometheus systemd libvirt-daemon libvirt-daemon-driver-qemu)
     packages+=(curl debootstrap xorriso qemu-system-x86 libvirt-clients libxml2-utils)
     packages+=(chromium)
 fi
@@ -93,24 +93,27 @@ for file in "${requirements[@]}"; do
     say "installing $file into .venv"
     [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || { rm -rf .venv; /usr/bin/python3 -m venv --system-site-packages .venv; }
     pip=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
-    "${pip[@]}" --ignore-installed -r "$file"
+    # With the versions of the first file where the second one's packages need the same.
+    "${pip[@]}" --ignore-installed -r "$file" -c requirements.txt
     # Without isolation it needs no network; Debian 13's venv has no setuptools, there pip fetches it.
     "${pip[@]}" --force-reinstall --no-deps --no-build-isolation -e . 2>/dev/null || "${pip[@]}" --force-reinstall --no-deps -e .
     echo "$wanted" >"$stamp"
 done
 
-# The vendor's published command line, which the tests run unmodified against the gateway. In an environment of its own:
-# it wants other versions of what we use, and keeps its cookie beside its code.
+# Programs that the tests run as they are published, each in an environment of its own: they want other versions of what
+# we use. The vendor's command line, against the gateway (it keeps its cookie beside its code); Ansible, with our modules.
 if [ "$purpose" != serve ]; then
-    wanted=$(sha256sum <requirements-vendor-cli.txt | cut -d' ' -f1)
-    stamp=.venv/vendor-cli/.installed
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! head -1 .venv/vendor-cli/bin/elemento | grep -qF "$PWD/.venv"; then
-        say "installing requirements-vendor-cli.txt into .venv/vendor-cli"
-        rm -rf .venv/vendor-cli
-        /usr/bin/python3 -m venv .venv/vendor-cli
-        .venv/vendor-cli/bin/python -m pip install -qq --disable-pip-version-check -r requirements-vendor-cli.txt
-        echo "$wanted" >"$stamp"
-    fi
+    for name in vendor-cli ansible; do
+        wanted=$(sha256sum <"requirements-$name.txt" | cut -d' ' -f1)
+        stamp=.venv/$name/.installed
+        if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! head -1 ".venv/$name/bin/pip" | grep -qF "$PWD/.venv"; then
+            say "installing requirements-$name.txt into .venv/$name"
+            rm -rf ".venv/$name"
+            /usr/bin/python3 -m venv ".venv/$name"
+            ".venv/$name/bin/python" -m pip install -qq --disable-pip-version-check -r "requirements-$name.txt"
+            echo "$wanted" >"$stamp"
+        fi
+    done
 fi
 npm_install() {
     local wanted stamp=$1/node_modules/.installed

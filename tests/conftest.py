@@ -12,18 +12,8 @@ from tests.live import LiveServer, live_server
 REQUIRED_TOOLS = (
     *("qemu-img", "qemu-storage-daemon", "qemu-io", "setpriv", "prlimit", "setsid", "fusermount3", "tgtd", "tgtadm"),
     *("smbd", "smbstatus", "smbclient", "fio", "iscsi-test-cu", "iscsi-ls", "nbdinfo", "qemu-system-x86_64", "gcc"),
-    *(
-        "virt-xml-validate",
-        "xmllint",
-        "curl",
-        "node",
-        "xorriso",
-        "blkid",
-        "debootstrap",
-        "debugfs",
-        "chromium",
-        "promtool",
-    ),
+    *("virt-xml-validate", "xmllint", "curl", "node", "xorriso", "blkid", "debootstrap", "debugfs", "chromium"),
+    *("promtool", "systemd-analyze", "libvirtd", "virsh", "dpkg-deb"),
 )
 
 

@@ -242,7 +242,8 @@ class IscsiExporter:
             qemu=qemu_arguments(disk, blockdev, ({"qom-type": "secret", "id": secret_id, "data": record.secret},)),
             libvirt=libvirt_disk(disk, source),
             prepare=(
-                f'echo "{secret_xml}" >secret.xml && virsh secret-define secret.xml && virsh secret-set-value '
+                f"virsh -q secret-list | grep -q '{usage}' || "
+                f'{{ echo "{secret_xml}" >secret.xml && virsh secret-define secret.xml; }}; virsh secret-set-value '
                 f"--secret $(virsh -q secret-list | awk '/{usage}/ {{print $1}}') --base64 "
                 f"$(printf %s '{record.secret}' | base64)",
             ),
