@@ -7,7 +7,7 @@
 The volumes are exported to the client, which is the host that libvirt runs on; exporting again is no error, so the
 same line again gives the same domain. What has to be done on the host before (libvirt's secret for iSCSI) is printed to
 standard error; with --prepare it is done. The first volume is the one to boot from. When the domain is gone for
-good: `elemento-storage` or the call `unexport` for each volume.
+good, call `unexport` for each volume. Where the server came as a Debian package: PYTHONPATH=/usr/lib/elemento-storage.
 """
 
 import argparse
