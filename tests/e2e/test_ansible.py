@@ -37,7 +37,6 @@ class Ansible:
             **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
             "ANSIBLE_COLLECTIONS_PATH": str(directory / "collections"),
             "ANSIBLE_HOME": str(directory / "home"),
-            "ANSIBLE_STDOUT_CALLBACK": "json",
             "ANSIBLE_LOCALHOST_WARNING": "false",
             "ANSIBLE_INVENTORY_UNPARSED_WARNING": "false",
             "ANSIBLE_FORKS": "1",
@@ -46,19 +45,19 @@ class Ansible:
 
     def play(self, *tasks: tuple[str, dict[str, Any]], check: bool = False) -> list[dict[str, Any]]:
         """The results of tasks, each a module and its options; failures are results too."""
-        lines = [f"    - {{elemento.storage.{name}: {json.dumps(how)}, ignore_errors: true}}" for name, how in tasks]
+        lines = [
+            f"    - {{elemento.storage.{name}: {json.dumps(how)}, ignore_errors: true, register: r{number}}}"
+            for number, (name, how) in enumerate(tasks)
+        ]
+        told_in = self._directory / "results.json"
+        results = ", ".join(f"r{number}" for number in range(len(tasks)))
+        keep = {"content": f"{{{{ [{results}] | to_json }}}}", "dest": str(told_in)}
+        lines.append(f"    - {{ansible.builtin.copy: {json.dumps(keep)}, check_mode: false, diff: false}}")
         book = self._directory / "play.yml"
         book.write_text(PLAY.format(server=self._server, client=ALICE, tasks="\n".join(lines)))
+        flags = ("--check", "--diff") if check else ()
         told = subprocess.run(
-            [
-                PROGRAMS / "ansible-playbook",
-                "-i",
-                "localhost,",
-                "-c",
-                "local",
-                book,
-                *(["--check", "--diff"] if check else []),
-            ],
+            [PROGRAMS / "ansible-playbook", "-i", "localhost,", "-c", "local", book, *flags],
             capture_output=True,
             text=True,
             check=False,
@@ -67,8 +66,8 @@ class Ansible:
             cwd=self._directory,
         )
         assert told.returncode == 0, told.stdout + told.stderr
-        results = json.loads(told.stdout[told.stdout.index("{") :])["plays"][0]["tasks"]
-        return [one["hosts"]["localhost"] for one in results]
+        answers: list[dict[str, Any]] = json.loads(told_in.read_text())
+        return answers
 
 
 @pytest.fixture(scope="module")
