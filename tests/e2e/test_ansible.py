@@ -40,6 +40,7 @@ class Ansible:
             "ANSIBLE_LOCALHOST_WARNING": "false",
             "ANSIBLE_INVENTORY_UNPARSED_WARNING": "false",
             "ANSIBLE_FORKS": "1",
+            "ANSIBLE_PYTHON_INTERPRETER": str(PROGRAMS / "python"),
             "LC_ALL": "C.UTF-8",
         }
 

@@ -20,7 +20,7 @@ def test_a_domain_boots_from_volumes_without_a_pool(server: LiveServer) -> None:
         image = server.directory(boots) / "data.qcow2"
         subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", disk, image], check=True)
         console = libvirt.directory / "console"
-        argv = [
+        argv: list[str | Path] = [
             *(sys.executable, EXAMPLE, "web-1", boots, f"{data}=iscsi", "--client", ALICE, "--prepare"),
             *("--server", f"http://127.0.0.1:{server.port}", "--type", "qemu", "--memory", "96", "--console", console),
         ]
