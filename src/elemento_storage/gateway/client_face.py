@@ -372,7 +372,8 @@ def _respond(value: object, asked: Asked, status: int = 200) -> Response:
     headers = {}
     if asked.silences:
         told = "; ".join(f"{one.server.name}: {one.reason}" for one in asked.silences)
-        headers["X-Silent-Servers"] = told.encode("ascii", "replace").decode()[:_LONGEST_HEADER].replace("\n", " ")
+        shown = "".join(one if one.isascii() and one.isprintable() else "?" for one in told)
+        headers["X-Silent-Servers"] = shown[:_LONGEST_HEADER]
     return Response(msgspec.json.encode(value), status, headers, _JSON_TYPE)
 
 
