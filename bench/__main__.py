@@ -46,9 +46,12 @@ def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare this server with its peers.")
     parser.add_argument("--only", choices=_BENCHES, action="append", help="this one alone; the others' results stay")
+    parser.add_argument("--part", choices=exports.PARTS, action="append", help="of `exports`, this one alone")
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that it works; another page")
     parser.add_argument("--output", type=Path, help="the page to write, docs/bench.md if not said")
     options = parser.parse_args()
+    if options.part and options.only != ["exports"]:
+        parser.error("--part goes with --only exports")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
 
     # What was done in a hurry never takes the place of what was done thoroughly.
@@ -61,7 +64,9 @@ def main() -> None:
         started = time.monotonic()
         facts = machine.facts()
         with work_directory() as work:
-            section = _BENCHES[name](Context(work, options.quick))
+            section = _BENCHES[name](Context(work, options.quick, tuple(options.part or ())))
+        if options.part and name in runs:
+            section = report.join(section, runs[name].section)
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         runs[name] = report.Run(section, command, date, options.quick, facts)
         runs = {known: runs[known] for known in _BENCHES if known in runs}

@@ -45,9 +45,10 @@ class Options:
 class ByHand:
     """Images served with some options."""
 
-    def __init__(self, directory: Path, options: Options) -> None:
+    def __init__(self, directory: Path, options: Options, *, shares_images: bool = False) -> None:
         self._directory = directory
         self._options = options
+        self._shares_images = shares_images
         self._processes: list[subprocess.Popen[bytes]] = []
         self._mounts: list[Path] = []
         self._portal = ""
@@ -80,6 +81,7 @@ class ByHand:
             "node-name": "file",
             "filename": str(image),
             "discard": "unmap",
+            "locking": "off" if self._shares_images else "auto",
             **choice.file,
         }
         volume: dict[str, object] = {"driver": image_format.value, "node-name": "volume", "file": "file"}
@@ -168,10 +170,13 @@ class ByHand:
 
 
 @contextlib.contextmanager
-def by_hand(options: Options) -> Iterator[ByHand]:
-    """Daemons for as long as this lasts; sockets have short names, so they are in the system's tmp."""
+def by_hand(options: Options, *, shares_images: bool = False) -> Iterator[ByHand]:
+    """Daemons for as long as this lasts; sockets have short names, so they are in the system's tmp.
+
+    ``shares_images``: somebody else has the images open too. Nothing may be allocated in them then (``write_image``).
+    """
     directory = Path(tempfile.mkdtemp(prefix="bench-hand-"))
-    served = ByHand(directory, options)
+    served = ByHand(directory, options, shares_images=shares_images)
     try:
         yield served
     finally:

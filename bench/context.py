@@ -20,6 +20,11 @@ class Context:
 
     work: Path
     quick: bool
+    parts: tuple[str, ...] = ()  #: of a bench that can be run in parts; none is all
+
+    def wants(self, part: str) -> bool:
+        """Whether a part is to be run."""
+        return not self.parts or part in self.parts
 
     def rounds(self, thorough: int) -> int:
         """Fewer when in a hurry."""

@@ -26,6 +26,12 @@ def load(path: Path) -> dict[str, Run]:
         return {}
 
 
+def join(new: Section, old: Section | None) -> Section:
+    """A section of some of its rows, and the rows of an earlier one that it does not have, in the earlier order."""
+    rows = {row.what: row for row in (old.rows if old else ())} | {row.what: row for row in new.rows}
+    return Section(new.title, list(rows.values()), new.remarks)
+
+
 def save(path: Path, runs: Mapping[str, Run]) -> None:
     """Every single figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
