@@ -379,7 +379,11 @@ static struct volume *parse(const char *uri)
         goto failed;
     volume->address.sun_family = AF_UNIX;
     pthread_cond_init(&volume->changed, NULL);
-    pthread_rwlock_init(&volume->writes, NULL);
+    pthread_rwlockattr_t fair; /* by default one who wants it alone may wait for as long as there are others */
+    pthread_rwlockattr_init(&fair);
+    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&volume->writes, &fair);
+    pthread_rwlockattr_destroy(&fair);
     free(words);
     return volume;
 failed:
@@ -675,17 +679,18 @@ static int64_t size_of(int number)
  * The same for a plain file, which tgtd serves without our help: a raw image that grows gets a new path too. Numbers and
  * times of calls are kept for descriptors that can be LUNs; the calls go to libc.
  */
-static struct { _Atomic int calls; _Atomic int64_t last_call; } plain[SLOTS];
+#define PLAIN_FDS (1 << 17) /* a LUN of an export takes 33, so those of files may be large */
+static struct { _Atomic int calls; _Atomic int64_t last_call; } plain[PLAIN_FDS];
 
 static void begin_plain(int fd)
 {
-    if (fd >= 0 && fd < SLOTS)
+    if (fd >= 0 && fd < PLAIN_FDS)
         plain[fd].calls++;
 }
 
 static void end_plain(int fd)
 {
-    if (fd >= 0 && fd < SLOTS) {
+    if (fd >= 0 && fd < PLAIN_FDS) {
         plain[fd].last_call = milliseconds();
         plain[fd].calls--;
     }
@@ -695,7 +700,7 @@ static void end_plain(int fd)
 
 static int close_plain(int fd)
 {
-    if (fd >= 0 && fd < SLOTS && plain[fd].last_call) {
+    if (fd >= 0 && fd < PLAIN_FDS && plain[fd].last_call) {
         for (const int64_t start = milliseconds(); milliseconds() < start + LONGEST_DRAIN_MS; nanosleep(&pause_1ms, NULL))
             if (plain[fd].calls == 0 && milliseconds() > plain[fd].last_call + QUIET_MS)
                 break;
