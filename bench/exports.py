@@ -85,7 +85,7 @@ def our_disk(server: LiveServer, volume_id: str, transport: str, size: int) -> D
 
 
 def _rows(context: Context, name: str, disks: Sequence[Disk], image: Path, load: Load) -> Iterator[Row]:
-    seconds = 0.3 if context.quick else 0.9
+    seconds = 0.3 if context.quick else 0.6
 
     def side(disk: Disk) -> Callable[[], Sequence[float]]:
         def measure() -> Sequence[float]:
@@ -97,7 +97,7 @@ def _rows(context: Context, name: str, disks: Sequence[Disk], image: Path, load:
     # One run of each that does not count: caches fill, and qemu-img's side learns how much is a run.
     for disk in disks:
         disk.rate(load, seconds / 4)
-    ours, theirs, again = (figures(load.unit, one) for one in alternate(context.rounds(13), *map(side, disks)))
+    ours, theirs, again = (figures(load.unit, one) for one in alternate(context.rounds(9), *map(side, disks)))
     yield compare(name, ours, "by hand", theirs, at_least=0.95, paired=True)
     yield compare(f"{name}, *by hand again*", again, "by hand", theirs, paired=True)
 
