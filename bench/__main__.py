@@ -66,7 +66,7 @@ def main() -> None:
         with work_directory() as work:
             section = _BENCHES[name](Context(work, options.quick, tuple(options.part or ())))
         if options.part and name in runs:
-            section = report.join(section, runs[name].section)
+            section = report.join(section, runs[name])
         date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         runs[name] = report.Run(section, command, date, options.quick, facts)
         runs = {known: runs[known] for known in _BENCHES if known in runs}

@@ -55,6 +55,7 @@ class Row(msgspec.Struct, frozen=True):
     peer: Figures | None = None
     goal: Goal | None = None
     paired: bool = False  #: the sides' values belong together, round by round
+    date: str = ""  #: of the run, if that is not the section's
 
     @property
     def ratio(self) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from bench.measure import Row, Section, shown
 
@@ -26,10 +27,19 @@ def load(path: Path) -> dict[str, Run]:
         return {}
 
 
-def join(new: Section, old: Section | None) -> Section:
-    """A section of some of its rows, and the rows of an earlier one that it does not have, in the earlier order."""
-    rows = {row.what: row for row in (old.rows if old else ())} | {row.what: row for row in new.rows}
-    return Section(new.title, list(rows.values()), new.remarks)
+def join(new: Section, old: Run) -> Section:
+    """A section of some parts, and of an earlier run's the others, in the earlier order."""
+    parts: dict[str, list[Row]] = {}
+    for row in old.section.rows:
+        parts.setdefault(part_of(row), []).append(structs.replace(row, date=row.date or old.date))
+    for name in {part_of(row): None for row in new.rows}:
+        parts[name] = [row for row in new.rows if part_of(row) == name]
+    return Section(new.title, [row for rows in parts.values() for row in rows], new.remarks)
+
+
+def part_of(row: Row) -> str:
+    """What its name begins with: of a bench that can be run in parts, which of them it is from."""
+    return row.what.partition(": ")[0]
 
 
 def save(path: Path, runs: Mapping[str, Run]) -> None:
@@ -57,6 +67,9 @@ def page(runs: Mapping[str, Run]) -> str:
     for run in runs.values():
         lines += ["", f"## {run.section.title}", "", *_table(run.section.rows), ""]
         lines += [f"- {remark}" for remark in run.section.remarks]
+        for date in sorted({row.date for row in run.section.rows if row.date}):
+            names = dict.fromkeys(part_of(row) for row in run.section.rows if row.date == date)
+            lines.append(f"- Of {date}: {'; '.join(names)}.")
         hurry = " In a hurry: few rounds, fewer volumes." if run.quick else ""
         lines.append(f"- `{run.command}`, {run.date}, load {run.machine['Load when it began']}.{hurry}")
     return "\n".join(lines) + "\n"
