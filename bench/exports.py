@@ -18,7 +18,7 @@ REMARKS = [
     "Ours is what `export` made. By hand: one qemu-storage-daemon per image and one tgtd for all, with the best "
     "options that lose no data (`python -m bench.byhand` compares them): page cache, `aio=io_uring`, an iothread, "
     "tgtd's `rdwr` store without flags and its 16 threads, FUSE for qcow2 over iSCSI.",
-    "Both sides serve one and the same image at the same time (before 2026-11-25 16:00 UTC: an image for each), full of "
+    "Both sides serve one and the same image at the same time (before 2026-11-25 16:00 UTC: one each), full of "
     "data, so that nothing is allocated in it. With an image for each, two sides that were set up by hand in the same "
     "way differed by up to 15 % in writes, always to the same side: how it lies in the page cache differs from file to "
     "file. What both sides write goes to the page cache, as nothing asks for a flush but a guest; before each run what "
