@@ -12,11 +12,11 @@ help: ## this list
 setup: ## install what developing and testing need
 	@scripts/setup.sh test
 
-serve: ## run the server on ./var (listen=HOST:PORT to change the address)
-	@scripts/setup.sh serve
+serve: ## run the server on ./var (listen=HOST:PORT to change the address; CEPH=1 with a Ceph cluster to try)
+	@scripts/setup.sh $(if $(CEPH),ceph,serve)
 	@mkdir -p var/mnt/disk var/state
 	@[ -e var/mnt/disk/settings.json ] || echo '{"max-total-size": "200G", "file-system": "default"}' > var/mnt/disk/settings.json
-	@exec $(bin)/elemento-storage serve --root var/mnt --state-dir var/state --listen $(listen)
+	@$(if $(CEPH),exec $(bin)/python -m tests.ceph var -- ,exec )$(bin)/elemento-storage serve --root var/mnt --state-dir var/state --listen $(listen)
 
 check: setup ## format, lint, types, layers
 	$(bin)/ruff format --check .

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import (
+    ceph,
     client,
     clone,
     convert,
@@ -39,6 +40,7 @@ _BENCHES: dict[str, Callable[[Context], Section]] = {
     "exports": exports.run,
     "recovery": recovery.run,
     "client": client.run,
+    "ceph": ceph.run,
 }
 
 

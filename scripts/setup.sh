@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing and nothing else: `setup.sh serve|test|bench`.
+# Installs what is missing and nothing else: `setup.sh serve|ceph|test|bench`; ceph is serve with a cluster to try.
 # Quick when nothing is missing; safe to run again after it was interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,9 +17,17 @@ packages+=(rsync rclone)
 # Debian's, unless there is one from elsewhere, which may be newer. They build the web page.
 command -v node >/dev/null || packages+=(nodejs)
 command -v npm >/dev/null || packages+=(npm)
+case $purpose in
+# The bindings of Ceph for Debian's own Python, which no registry offers, and what lets QEMU open rbd images.
+ceph) packages+=(ceph-mon ceph-osd ceph-mgr ceph-common python3-rados python3-rbd qemu-block-extra) ;;
+serve) ;;
+*) packages+=(python3-rados python3-rbd) ;;
+esac
+if [ "$purpose" = ceph ]; then purpose=serve; fi
 if [ "$purpose" != serve ]; then
     packages+=(bindfs e2fsprogs mount openssl procps iproute2 qemu-block-extra libiscsi-bin libnbd-bin fio gnutls-bin)
     packages+=(xfsprogs btrfs-progs prometheus systemd libvirt-daemon libvirt-daemon-driver-qemu)
+    packages+=(ceph-mon ceph-osd ceph-mgr ceph-common)
     packages+=(curl debootstrap xorriso qemu-system-x86 libvirt-clients libxml2-utils)
     packages+=(chromium)
 fi

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.ceph import CephCluster, ceph_cluster
 from tests.live import LiveServer, live_server
 
 REQUIRED_TOOLS = (
     *("qemu-img", "qemu-storage-daemon", "qemu-io", "setpriv", "prlimit", "setsid", "fusermount3", "tgtd", "tgtadm"),
     *("smbd", "smbstatus", "smbclient", "fio", "iscsi-test-cu", "iscsi-ls", "nbdinfo", "qemu-system-x86_64", "gcc"),
+    *("ceph-mon", "ceph-osd", "ceph-mgr", "monmaptool", "ceph-authtool"),
     *("virt-xml-validate", "xmllint", "curl", "node", "xorriso", "blkid", "debootstrap", "debugfs", "chromium"),
     *("promtool", "systemd-analyze", "libvirtd", "virsh", "dpkg-deb"),
 )
@@ -25,6 +27,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     for name in list(os.environ):
         if name.startswith("ELEMENTO_STORAGE_"):
             del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[CephCluster]:
+    """One Ceph cluster for all tests of the session. Who breaks it mends it."""
+    with ceph_cluster() as one:
+        yield one
 
 
 @pytest.fixture

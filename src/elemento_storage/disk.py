@@ -90,6 +90,7 @@ class Place:
 
     directory: str
     disk: Disk
+    volume_id: str = ""  #: where it is known
 
 
 async def within(timeout_s: float, work: Coroutine[Any, Any, T]) -> T:

@@ -480,6 +480,24 @@ class LocationUnavailable(Unavailable):
     code = "location-unavailable"
 
 
+class CephUnavailable(LocationUnavailable):
+    """A location's Ceph cluster does not answer, or has no such pool."""
+
+    code = "ceph-unavailable"
+
+
+class CephDenied(LocationUnavailable):
+    """A location's Ceph cluster does not let this server's key do what it has to."""
+
+    code = "ceph-denied"
+
+
+class CephNotInstalled(LocationUnavailable):
+    """The packages that speak to a Ceph cluster are not there."""
+
+    code = "ceph-not-installed"
+
+
 class ExportFailed(Unavailable):
     """A daemon that serves exports cannot be started or does not do as it is told; nothing was changed."""
 

@@ -16,6 +16,7 @@ from elemento_storage.api.app import Api
 from elemento_storage.api.auth import Authenticator
 from elemento_storage.api.connection import Connection
 from elemento_storage.catalog.catalog import Catalog
+from elemento_storage.ceph.pool import Pools
 from elemento_storage.config import Auth, Settings
 from elemento_storage.disk import Disk
 from elemento_storage.engine import qemu_img
@@ -64,6 +65,7 @@ from elemento_storage.service.volumes import Volumes
 from elemento_storage.serving import HttpServer, address_of, listen, log_to_stderr, new_loop, notify
 from elemento_storage.stores.base import Store
 from elemento_storage.stores.directory import DirectoryStore
+from elemento_storage.stores.rbd import RbdStore
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +84,18 @@ class Server:
         def on_change(before: Volume | None, after: Volume | None) -> None:
             announce(self.feed, before, after)
 
-        self.catalog = Catalog(settings, on_change)
+        pools = Pools(_identity(settings), settings.lease)
+        self.catalog = Catalog(settings, on_change, pools)
         files = DirectoryStore(job_timeout_s=settings.job_timeout)
         stores: dict[VolumeFormat, Store] = {
             VolumeFormat.RAW: files,
             VolumeFormat.QCOW2: files,
             VolumeFormat.ISO: files,
+            VolumeFormat.RBD: RbdStore(pools),
         }
         markers = ExportMarkers(_identity(settings), settings.lease)
-        core = Core(settings, self.catalog, stores, Jobs(self.feed), self.feed, markers)
+        snapshots = dict.fromkeys(files.capabilities.snapshots, files)
+        core = Core(settings, self.catalog, stores, snapshots, Jobs(self.feed), self.feed, markers)
         publisher = self._build_publisher(core)
         exporting = self._build_exports(core, publisher)
         creating, intake = Creating(core), Intake(core)

@@ -16,7 +16,7 @@ from elemento_storage.disk import Disk, Place
 from elemento_storage.errors import JobCancelled, NoRoom, ToolFailed, ToolTimeout
 from elemento_storage.model import Preallocation, VolumeFormat
 from elemento_storage.progress import Progress
-from elemento_storage.stores.base import Store, StoreCapabilities
+from elemento_storage.stores.base import SnapshotStore, StoreCapabilities
 from elemento_storage.stores.directory import DirectoryStore
 from tests.unit.support import assert_same_content, assert_sound, qemu_img, small_file_system
 
@@ -29,7 +29,7 @@ class StoreKind:
     """A store to test: how it is made, and what it says of itself before that."""
 
     name: str
-    make: Callable[[float], Store]  #: with the time-out of a job
+    make: Callable[[float], SnapshotStore]  #: with the time-out of a job
     capabilities: StoreCapabilities
 
 
@@ -45,7 +45,7 @@ STORES = [
 class Volumes:
     """Directories of volumes that one store fills."""
 
-    def __init__(self, store: Store, root: Path, disk: Disk) -> None:
+    def __init__(self, store: SnapshotStore, root: Path, disk: Disk) -> None:
         self.store = store
         self.root = root
         self.disk = disk

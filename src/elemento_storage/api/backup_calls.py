@@ -230,6 +230,6 @@ BACKUP_CALLS: tuple[Call[Any], ...] = (
     Call("backups/renew", RenewBackupRequest, SessionAnswer, renew, Kind.CHANGE, _ONE),
     Call("backups/close", CloseBackupRequest, SessionAnswer, close, Kind.CHANGE, (*_ONE, BackupSessionLost)),
     Call("backups/sessions", SessionsRequest, list[SessionAnswer], sessions, Kind.READ, (InvalidValue,)),
-    Call("backups/schedule", ScheduleRequest, ScheduleAnswer, schedule, Kind.CHANGE, _VOLUME),
+    Call("backups/schedule", ScheduleRequest, ScheduleAnswer, schedule, Kind.CHANGE, (*_VOLUME, FormatUnsupported)),
     Call("backups/schedules", SessionsRequest, list[ScheduleAnswer], schedules, Kind.READ, (InvalidValue,)),
 )

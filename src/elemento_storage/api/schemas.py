@@ -60,7 +60,8 @@ class CreateRequest(Request):
     bootable: bool = False
     clonable: bool | None = None
     alg: CloneAlgorithm | None = None
-    format: Literal["raw", "qcow2"] = "raw"
+    format: Literal["raw", "qcow2", "rbd"] = "raw"
+    ceph: bool = False
     bus: Bus = Bus.VIRTIO
     preallocation: Preallocation = Preallocation.OFF
 
@@ -382,7 +383,10 @@ class CanCreateAnswer(Struct, kw_only=True):
 
 
 class LocationAnswer(Struct, kw_only=True):
-    """A location with its limits and what is used of them. Sizes are bytes; a null limit is none."""
+    """A location with its limits and what is used of them. Sizes are bytes; a null limit is none.
+
+    ``pool``: the Ceph pool that it stands for.
+    """
 
     name: str
     path: str
@@ -397,6 +401,7 @@ class LocationAnswer(Struct, kw_only=True):
     total_bytes: int | None
     free_bytes: int | None
     odd: list[dict[str, str]]
+    pool: str | None = None
 
 
 class RescanAnswer(Struct, kw_only=True):

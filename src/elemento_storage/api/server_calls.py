@@ -18,7 +18,6 @@ from elemento_storage.api.schemas import (
     VersionAnswer,
 )
 from elemento_storage.catalog.location import Location
-from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.rescan import rescan as rescan_catalog
 from elemento_storage.disk import within
 from elemento_storage.engine import qemu_img
@@ -40,7 +39,7 @@ async def _location(location: Location, patience_s: float) -> LocationAnswer:
     space = None
     if location.missing is None:
         try:
-            space = await within(patience_s, location.disk.run(read_space, location.path))
+            space = await within(patience_s, location.disk.run(location.read_space))
         except OSError as error:
             reason = error.strerror or str(error)
     settings = location.settings
@@ -58,6 +57,7 @@ async def _location(location: Location, patience_s: float) -> LocationAnswer:
         total_bytes=space.total_bytes if space else None,
         free_bytes=space.free_bytes if space else None,
         odd=[{"directory": name, "reason": why} for name, why in sorted(location.odd.items())],
+        pool=settings.ceph.pool if settings.ceph else None,
     )
 
 

@@ -67,6 +67,12 @@ async def create(ctx: Context, request: CreateRequest) -> CreateAnswer:
     return create_answer(volume, request.size)
 
 
+async def ceph_create(ctx: Context, request: CreateRequest) -> CreateAnswer:
+    """Create an empty volume in a Ceph pool: `create` with `ceph` true, and `format` is rbd."""
+    request.ceph = True
+    return await create(ctx, request)
+
+
 async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[CreateAnswer]:
     """Create several volumes, or none of them when one cannot be made."""
     requests = []
@@ -84,11 +90,14 @@ async def create_multiple(ctx: Context, request: CreateManyRequest) -> list[Crea
 
 def _new_volume(ctx: Context, request: CreateRequest, index: int) -> NewVolume:
     ctx.actor(request.creator_id)
+    if request.ceph and request.format == "qcow2":
+        raise InvalidValue("'format' of a volume with 'ceph' true is rbd", key="format")
+    image_format = VolumeFormat.RBD if request.ceph else VolumeFormat(request.format)
     return NewVolume(
         creator_id=request.creator_id,
         name=checked_name(request.name),
         size_bytes=size_bytes("size", request.size),
-        format=VolumeFormat(request.format),
+        format=image_format,
         private=request.private,
         readonly=request.readonly,
         shareable=request.shareable,
@@ -317,6 +326,7 @@ VOLUME_CALLS: tuple[Call[Any], ...] = (
         creates=True,
         is_slow=lambda request: request.preallocation is not Preallocation.OFF,
     ),
+    Call("ceph/create", CreateRequest, CreateAnswer, ceph_create, Kind.LONG, _CREATE, creates=True),
     Call(
         "create/multiple",
         CreateManyRequest,

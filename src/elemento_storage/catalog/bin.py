@@ -13,9 +13,12 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from elemento_storage.catalog.bin_names import BIN_DIRECTORY, name_in_bin, read_stamp
 from elemento_storage.catalog.guard import volume_guard
-from elemento_storage.catalog.location import BIN_DIRECTORY, TRASH_DIRECTORY, Location
+from elemento_storage.catalog.location import TRASH_DIRECTORY, Location
 from elemento_storage.catalog.locations import Locations, os_errors
+from elemento_storage.ceph.index import State
+from elemento_storage.ceph.pool import Pool
 from elemento_storage.config import Settings
 from elemento_storage.disk import within
 from elemento_storage.durable import fsync_directory
@@ -25,7 +28,6 @@ from elemento_storage.model import new_uid, volume_directory_name, volume_id_of_
 log = logging.getLogger(__name__)
 
 _CENTURY_S = 100 * 365.25 * 86400  # what a datetime can hold is not much more
-_TIME_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,19 @@ def entries(location_path: str) -> list[BinEntry]:
         if volume_id is None:
             continue
         try:
-            destroyed = datetime.strptime(stamp, _TIME_FORMAT).replace(tzinfo=UTC)
+            destroyed = read_stamp(stamp)
         except ValueError:
             continue
         found.append(BinEntry(volume_id, name, destroyed))
     return sorted(found, key=lambda entry: entry.destroyed)
 
 
-def move_in(location_path: str, volume_id: str) -> None:
+def move_in(location_path: str, volume_id: str, destroyed: datetime | None = None) -> None:
     """Destroy: durable when it returns. Only under the volume's guard. Blocks. Raises OSError."""
-    name = volume_directory_name(volume_id)
     directory = f"{location_path}/{BIN_DIRECTORY}"
     os.makedirs(directory, exist_ok=True)
-    stamp = datetime.now(UTC).strftime(_TIME_FORMAT)
-    os.rename(f"{location_path}/{name}", f"{directory}/{name}.{stamp}")
+    where = name_in_bin(volume_id, destroyed or datetime.now(UTC))
+    os.rename(f"{location_path}/{volume_directory_name(volume_id)}", f"{location_path}/{where}")
     reached("destroy.renamed")
     # Target first: a power failure in between shows the volume in both places or none changed, never in neither.
     fsync_directory(directory)
@@ -147,6 +148,20 @@ def trash(location_path: str) -> list[str]:
     return []
 
 
+def _doom(pool: Pool, entry: BinEntry) -> bool:
+    """Of a volume in a pool, the step from which on no server can restore it; whether it is one, and destroyed."""
+    pool.index.refresh()
+    record = pool.index.records.get(entry.volume_id)
+    if record is None or record.state is not State.BINNED:
+        return False
+    pool.claims.acquire(entry.volume_id)
+    try:
+        pool.doom(entry.volume_id)
+    finally:
+        pool.claims.release(entry.volume_id)
+    return True
+
+
 class RecycleBin:
     """The bins of all locations."""
 
@@ -171,13 +186,18 @@ class RecycleBin:
         """Delete a binned volume for good; nothing if somebody else was quicker."""
         with os_errors(location):
             guard = await location.disk.run(volume_guard, location.path, entry.volume_id)
+            doomed = False
             try:
+                if location.pool is not None:
+                    doomed = await location.disk.run(_doom, location.pool, entry)
                 path = await location.disk.run(move_to_trash, location.path, entry)
             except FileNotFoundError:
                 return
             finally:
                 await location.disk.run(guard.release)
-        log.info("purging volume %s from the bin of %s", entry.volume_id, location.name)
+            log.info("purging volume %s from the bin of %s", entry.volume_id, location.name)
+            if location.pool is not None and doomed:
+                await location.dustman.run(location.pool.abandon, entry.volume_id)
         await self.empty(location, path)
 
     async def empty(self, location: Location, path: str) -> None:

@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+
+import msgspec
 
 from elemento_storage.catalog import bin as recycle_bin
 from elemento_storage.catalog import locks, presence, reservations
@@ -18,18 +20,22 @@ from elemento_storage.catalog.guard import volume_guard
 from elemento_storage.catalog.location import Location, OnChange, SweepReport
 from elemento_storage.catalog.locations import Locations, os_errors, require_presence, require_writable
 from elemento_storage.catalog.locks import LockRecord, new_lock, write_lock
+from elemento_storage.catalog.pool_mirror import PoolMirror, is_in_use
 from elemento_storage.catalog.room import Room
+from elemento_storage.catalog.volume_directory import changed_meta, rewrite_meta
+from elemento_storage.ceph.pool import Pools
 from elemento_storage.config import Settings
 from elemento_storage.disk import Place, within
 from elemento_storage.durable import TEMPORARY_PREFIX
 from elemento_storage.errors import ImageChanged, LocationUnavailable, StorageError, VolumeLocked, VolumeNotFound
 from elemento_storage.faultpoints import reached
 from elemento_storage.keyed_locks import KeyedLocks
-from elemento_storage.model import Volume, new_uid
+from elemento_storage.model import Volume, VolumeMeta, new_uid
 
 log = logging.getLogger(__name__)
 
 _PURGE_INTERVAL_S = 60.0
+_FOLLOW_INTERVAL_S = 0.5  # what other servers do in a pool is seen here within a second
 _STOP_PATIENCE_S = 5.0
 
 Check = Callable[[Volume], None]
@@ -121,9 +127,10 @@ class Reading:
 class Catalog:
     """Volumes in all locations below one root."""
 
-    def __init__(self, settings: Settings, on_change: OnChange) -> None:
+    def __init__(self, settings: Settings, on_change: OnChange, pools: Pools | None = None) -> None:
         self.server_id = new_uid()
-        self.locations = Locations(settings, self.server_id, on_change)
+        self.pools = pools or Pools(self.server_id, settings.lease)
+        self.locations = Locations(settings, self.server_id, on_change, self.pools)
         self.bin = RecycleBin(settings, self.locations)
         self.room = Room(settings, self.server_id, self.locations, self.bin)
         self.resolvers: dict[str, Resolver] = {}  #: purpose of a lock file → what to do when its server died
@@ -144,6 +151,7 @@ class Catalog:
         for interval_s, work in (
             (self._settings.heartbeat, self.locations.heartbeat),
             (self._settings.sweep_interval, self.look_around),
+            (_FOLLOW_INTERVAL_S, self.locations.follow_pools),
             (_PURGE_INTERVAL_S, self.bin.purge_expired),
         ):
             self._tasks.append(asyncio.create_task(_every(interval_s, work), name=work.__name__))
@@ -155,6 +163,8 @@ class Catalog:
         if tasks := {*self._tasks, *self._background}:
             await asyncio.wait(tasks, timeout=_STOP_PATIENCE_S)
         await self.locations.close()
+        with contextlib.suppress(TimeoutError):
+            await within(_STOP_PATIENCE_S, asyncio.to_thread(self.pools.close))
 
     async def look_around(self, *, max_age_s: float | None = None) -> SweepReport:
         """Find new locations, compare the index with the disk, resolve what dead servers left."""
@@ -195,6 +205,11 @@ class Catalog:
     async def _resolve_leftovers(self, location: Location) -> None:
         """Locks of dead servers, what they had half made, temporary files, trash."""
         lease_s = self._settings.lease
+        if location.pool is not None:
+            for volume_id in await location.disk.run(location.pool.half_made):
+                if volume_id not in location.own_reservations:
+                    log.warning("volume %s was being made, or deleted, by a server that is dead: removed", volume_id)
+                    await location.dustman.run(location.pool.abandon, volume_id)
         for path, found in await location.disk.run(reservations.dead, location.path, self.server_id, lease_s=lease_s):
             for lock in found:
                 if lock.purpose in self.abandoned:
@@ -223,10 +238,7 @@ class Catalog:
             if known is not None:
                 if location.missing is not None:
                     check(known.volume)
-                    raise LocationUnavailable(
-                        f"location {location.name} does not answer: {location.missing}",
-                        location=location.name,
-                    )
+                    raise location.unavailable(location.missing)
                 with os_errors(location):
                     volume = await location.fresh(volume_id)
                 if volume is not None:
@@ -236,7 +248,7 @@ class Catalog:
         for location in self.locations.answering():
             if volume_id not in location.entries:
                 try:
-                    volume = await within(self.locations.patience_s, location.reload(volume_id))
+                    volume = await within(self.locations.patience_s, _look_for(location, volume_id))
                 except OSError as error:
                     log.warning("location %s was not asked for %s: %s", location.name, volume_id, error)
                     continue
@@ -275,6 +287,9 @@ class Catalog:
             if not admitted.issuperset(volume.locks):
                 # Before the guard: whoever holds it for long holds a lock too, and that is the better answer.
                 await self._left_over(location, volume, admitted, sharing=sharing, live=live)
+            if own_lock is not None and location.pool is not None and not location.pool.claims.holds(volume_id):
+                # It was kept for the sake of the lock file: whoever took this server for dead has it, or has had it.
+                raise VolumeLocked("the operation's claim was taken away: it stops before it changes anything")
             async with self.guard(location, volume_id):
                 settled = await location.reload(volume_id)
                 if settled is None:
@@ -294,7 +309,11 @@ class Catalog:
         with os_errors(location):
             guard = await location.disk.run(volume_guard, location.path, volume_id)
             try:
-                yield
+                if location.mirror is None:
+                    yield
+                else:
+                    async with claim(location, location.mirror, volume_id):
+                        yield
             finally:
                 await location.disk.run(guard.release)
 
@@ -383,6 +402,19 @@ class Catalog:
         except StorageError as error:
             log.error("volume %s stays locked until its operation can be resolved: %s", volume_id, error)
 
+    async def rewrite_meta(self, place: Place, changes: Mapping[str, object]) -> None:
+        """Change keys of a held volume's meta.json in one durable step. Raises OSError."""
+        location = next(one for one in self.locations.by_name.values() if place.directory.startswith(f"{one.path}/"))
+        pool, volume_id = location.pool, place.volume_id
+
+        def rewrite() -> None:
+            if pool is not None and volume_id in pool.index.records:
+                meta = changed_meta(place.directory, changes)
+                pool.rewrite(volume_id, meta, int(msgspec.json.decode(meta, type=VolumeMeta).size or 0))
+            rewrite_meta(place.directory, changes)
+
+        await place.disk.run(rewrite)
+
     # -- lock files ----------------------------------------------------------------------------------------
 
     async def read_locks(self, location: Location, volume: Volume) -> list[LockRecord]:
@@ -449,6 +481,40 @@ def describe_lock(lock: LockRecord) -> dict[str, object]:
         "host": lock.host or None,
         "shared": lock.shared,
     }
+
+
+@contextlib.asynccontextmanager
+async def claim(location: Location, mirror: PoolMirror, volume_id: str) -> AsyncIterator[None]:
+    """A volume of a pool, against all other servers, and as they have left it. Only under its guard.
+
+    It stays claimed for as long as there are lock files or export markers in it.
+    """
+    claims, directory = mirror.pool.claims, location.volume_path(volume_id)
+
+    def begin() -> None:
+        claims.acquire(volume_id)
+        mirror.sync_one(volume_id)
+
+    def end() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if is_in_use(directory):
+                return
+        claims.release(volume_id)
+
+    try:
+        await location.disk.run(begin)
+        yield
+    finally:
+        try:
+            await location.disk.run(end)
+        except OSError as error:
+            log.warning("volume %s stays claimed by this server: %s", volume_id, error.strerror)
+
+
+async def _look_for(location: Location, volume_id: str) -> Volume | None:
+    if location.mirror is not None:
+        await location.disk.run(location.mirror.sync)
+    return await location.reload(volume_id)
 
 
 async def _every(interval_s: float, work: Callable[[], Awaitable[object]]) -> None:

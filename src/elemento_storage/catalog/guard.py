@@ -32,11 +32,11 @@ _STAMP_BYTES: Final = 16
 class Guard:
     """An exclusive lock on one byte of the guard file. Blocks: use in a thread."""
 
-    def __init__(self, location_path: str, byte: int) -> None:
+    def __init__(self, location_path: str, byte: int, *, wait_s: float = _WAIT_S) -> None:
         path = f"{location_path}/{WORK_DIRECTORY}/guard"
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            _lock(self._descriptor, byte, _WAIT_S)
+            _lock(self._descriptor, byte, wait_s)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -73,6 +73,14 @@ def volume_guard(location_path: str, volume_id: str) -> Guard:
     60 bits of the uid: two volumes that share them wait for each other, nothing worse.
     """
     return Guard(location_path, 1 + int(volume_id[:15], 16))
+
+
+def try_volume_guard(location_path: str, volume_id: str) -> Guard | None:
+    """The same if nobody holds it. Raises OSError."""
+    try:
+        return Guard(location_path, 1 + int(volume_id[:15], 16), wait_s=0.0)
+    except LocationUnavailable:
+        return None
 
 
 def try_lock(descriptor: int, byte: int = 0, *, kind: int = fcntl.F_WRLCK) -> bool:

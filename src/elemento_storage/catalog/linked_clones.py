@@ -10,8 +10,9 @@ clones, never for shorter.
 import logging
 
 from elemento_storage.catalog import bin as recycle_bin
+from elemento_storage.catalog.bin_names import BIN_DIRECTORY
 from elemento_storage.catalog.catalog import Held
-from elemento_storage.catalog.location import BIN_DIRECTORY, Location
+from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.volume_directory import unmark_as_parent
 from elemento_storage.engine.image_header import BadHeader, read_header
 from elemento_storage.errors import HasClones, ImageDamaged

@@ -10,11 +10,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from elemento_storage.catalog.discovery import FoundLocation
 from elemento_storage.catalog.guard import WORK_DIRECTORY
+from elemento_storage.catalog.placement import Space, read_space
+from elemento_storage.catalog.pool_mirror import PoolMirror
 from elemento_storage.catalog.presence import Presence
 from elemento_storage.catalog.settings import BrokenSettings, FileSystemKind, LocationSettings, read_settings
 from elemento_storage.catalog.volume_directory import (
@@ -25,12 +27,13 @@ from elemento_storage.catalog.volume_directory import (
     read_entry,
     refresh_entry,
 )
+from elemento_storage.ceph.pool import Pool, Pools
 from elemento_storage.disk import Disk, Place, within
+from elemento_storage.errors import CephUnavailable, LocationUnavailable
 from elemento_storage.model import VOLUME_SUFFIX, Volume, printable, volume_directory_name, volume_id_of_directory
 
 log = logging.getLogger(__name__)
 
-BIN_DIRECTORY: Final = "elemento-bin"
 STAGING_DIRECTORY: Final = f"{WORK_DIRECTORY}/staging"
 NOT_READ_YET: Final = "it was not read yet"
 TRASH_DIRECTORY: Final = f"{WORK_DIRECTORY}/trash"
@@ -74,7 +77,7 @@ OnChange = Callable[[Volume | None, Volume | None], None]
 class Location:
     """A directory with a ``settings.json`` and the volumes in it."""
 
-    def __init__(self, found: FoundLocation, *, lease_s: float, on_change: OnChange) -> None:
+    def __init__(self, found: FoundLocation, *, lease_s: float, on_change: OnChange, pools: Pools) -> None:
         self.name = found.name
         self.path = found.path
         self.identity = found.identity
@@ -82,6 +85,7 @@ class Location:
         self.settings_problem: str | None = None
         self.missing: str | None = NOT_READ_YET  #: why the location does not answer; its volumes are kept, not shown
         self.read_only: str | None = None  #: why nothing can be written here
+        self.mirror: PoolMirror | None = None  #: of the pool that the location stands for
         self.entries: dict[str, Entry] = {}
         self.children: dict[str, set[str]] = {}  #: volume id → linked clones of it
         self.odd: dict[str, str] = {}  #: directory name → why it is not a volume
@@ -101,6 +105,7 @@ class Location:
         self.steps = SweepSteps()
         self._lease_s = lease_s
         self._on_change = on_change
+        self._pools = pools
         self._virtual_bytes = 0
         self._names: dict[str, str | None] = {}
         self._names_mtime_ns = 0
@@ -116,6 +121,24 @@ class Location:
     def is_unique(self) -> bool:
         """Whether the location is a file system of its own, maybe shared with other servers."""
         return self.settings.file_system is FileSystemKind.UNIQUE
+
+    @property
+    def pool(self) -> Pool | None:
+        """The pool that holds its images, if it stands for one."""
+        return None if self.mirror is None else self.mirror.pool
+
+    def read_space(self) -> Space:
+        """What the file system says, or the pool. Blocks. Raises OSError."""
+        space = read_space(self.path, look_for_mount=self.is_unique)
+        if self.pool is None:
+            return space
+        in_pool = self.pool.space()
+        return replace(space, total_bytes=in_pool.total_bytes, free_bytes=in_pool.free_bytes)
+
+    def unavailable(self, reason: str) -> LocationUnavailable:
+        """The error of a location that does not do what it should."""
+        kind = LocationUnavailable if self.mirror is None else CephUnavailable
+        return kind(f"location {self.name} does not answer: {reason}", location=self.name)
 
     @property
     def problem(self) -> str | None:
@@ -140,7 +163,7 @@ class Location:
 
     def place(self, volume_id: str) -> Place:
         """Where a volume's directory is."""
-        return Place(self.volume_path(volume_id), self.disk)
+        return Place(self.volume_path(volume_id), self.disk, volume_id)
 
     def volume_path(self, volume_id: str) -> str:
         """The path of a volume's directory."""
@@ -245,6 +268,8 @@ class Location:
         self._touched = set()
         started = time.monotonic()
         try:
+            if self.mirror is not None:
+                await self.disk.run(self.mirror.sync)
             result = await self.disk.run(
                 _sweep_directory,
                 self.path,
@@ -282,11 +307,21 @@ class Location:
         self._checked.clear()
         return report
 
+    async def follow_pool(self) -> None:
+        """See what other servers have changed in the pool, if anything. Raises OSError."""
+        if self.mirror is not None and await self.disk.run(self.mirror.sync):
+            await self.sweep(max_age_s=0.0)
+
     async def load_settings(self) -> None:
         """Read settings.json again; what is wrong with it goes into ``settings_problem``. Raises OSError."""
         try:
             self.settings = await self.disk.run(read_settings, self.path)
             self.settings_problem = None
+            ceph = self.settings.ceph
+            if ceph is None:
+                self.mirror = None
+            elif self.pool is None or self.pool.settings != ceph:
+                self.mirror = PoolMirror(self._pools.get(ceph), self.path, self.own_reservations)
         except BrokenSettings as error:
             if self.settings_problem != str(error):
                 log.error("location %s cannot take new volumes: %s", self.name, error)

@@ -21,6 +21,8 @@ from elemento_storage.catalog.location import (
 from elemento_storage.catalog.placement import read_space
 from elemento_storage.catalog.presence import Presence
 from elemento_storage.catalog.settings import SETTINGS_FILE
+from elemento_storage.ceph.faults import CephFault
+from elemento_storage.ceph.pool import Pools
 from elemento_storage.config import Settings
 from elemento_storage.disk import Disk, within
 from elemento_storage.errors import LocationUnavailable, NoRoom
@@ -41,7 +43,7 @@ class Locations:
     and skipped until that task has come back.
     """
 
-    def __init__(self, settings: Settings, server_id: str, on_change: OnChange) -> None:
+    def __init__(self, settings: Settings, server_id: str, on_change: OnChange, pools: Pools) -> None:
         self.by_name: dict[str, Location] = {}
         self.problem: str | None = None  #: why the root itself cannot be read
         self.duplicates: set[str] = set()  #: volume ids that more than one location has
@@ -49,6 +51,8 @@ class Locations:
         self._server_id = server_id
         self._settings = settings
         self._on_change = on_change
+        self._pools = pools
+        self._following: dict[str, asyncio.Task[None]] = {}
         self._root_disk = Disk("root", threads=1)
         self._search_disk = Disk("search")
         self._searching: dict[str, asyncio.Task[None]] = {}
@@ -106,7 +110,9 @@ class Locations:
                 del self.by_name[inside.name]
                 inside.forget_all()
                 await inside.close()
-            self.by_name[newly.name] = Location(newly, lease_s=self._settings.lease, on_change=self._on_change)
+            self.by_name[newly.name] = Location(
+                newly, lease_s=self._settings.lease, on_change=self._on_change, pools=self._pools
+            )
         self.by_name = dict(sorted(self.by_name.items()))
 
     async def _each(
@@ -212,10 +218,12 @@ class Locations:
         async def beat(location: Location, presence: Presence) -> None:
             try:
                 await within(self.patience_s, location.pulse.run(presence.touch))
+                if location.pool is not None:
+                    await within(self.patience_s, location.pulse.run(location.pool.claims.renew))
             except TimeoutError:
                 self._mark_missing(location, "it does not answer")
             except OSError as error:
-                if error.errno not in _SIGN_LOST:
+                if isinstance(error, CephFault) or error.errno not in _SIGN_LOST:
                     # Our file and its lock are still there: whoever can see them must not take us for dead.
                     self._mark_missing(location, error.strerror or str(error))
                     return
@@ -230,6 +238,20 @@ class Locations:
                 if location.presence is not None and not location.pulse.busy
             )
         )
+
+    async def follow_pools(self) -> None:
+        """See what other servers have changed in the pools: one request each when nothing was."""
+
+        async def follow(location: Location) -> None:
+            try:
+                await location.follow_pool()
+            except OSError as error:
+                self._mark_missing(location, error.strerror or str(error))
+
+        for location in self.answering():
+            following = self._following.get(location.name)
+            if location.mirror is not None and (following is None or following.done()):
+                self._following[location.name] = asyncio.create_task(follow(location), name=f"follow-{location.name}")
 
     def find_duplicates(self) -> None:
         """Volumes copied by hand into a second location: the first by name counts, the others are reported."""
@@ -288,6 +310,8 @@ def os_errors(location: Location) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        if isinstance(error, CephFault) and error.errno not in _FULL:
+            raise error.unavailable(f"location {location.name}: {reason}", location=location.name) from error
         if error.errno in _FULL:
             raise NoRoom(f"location {location.name} is full: {reason}", locations={location.name: reason}) from error
         raise LocationUnavailable(

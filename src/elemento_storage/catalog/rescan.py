@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.catalog.location import Location, SweepReport
-from elemento_storage.model import printable
+from elemento_storage.catalog.locations import os_errors
+from elemento_storage.ceph.pool import Pool
+from elemento_storage.model import printable, volume_directory_name
 
 
 @dataclass
@@ -22,6 +24,8 @@ async def rescan(catalog: Catalog) -> RescanReport:
     """Compare everything with the disk now."""
     report = RescanReport(sweep=await catalog.look_around(max_age_s=0.0))
     for location in catalog.locations.answering():
+        if location.pool is not None:
+            report.odd += await _compare_pool(location, location.pool, report)
         report.volumes += len(location.entries)
         report.odd += [
             {"location": location.name, "directory": name, "reason": reason}
@@ -41,6 +45,19 @@ async def rescan(catalog: Catalog) -> RescanReport:
                 if not catalog.can_resolve(lock):
                     report.foreign_locks.append({"vid": volume_id, "lock": printable(lock.file_name)})
     return report
+
+
+async def _compare_pool(location: Location, pool: Pool, report: RescanReport) -> list[dict[str, str]]:
+    """Take in images that the index lacks; what is odd: volumes that have no image any more."""
+    with os_errors(location):
+        missing, adopted = await location.disk.run(pool.compare)
+        await location.follow_pool()
+    report.sweep.added += [volume_id for volume_id in adopted if volume_id not in report.sweep.added]
+    reason = "its image is not in the pool any more: somebody removed or renamed it"
+    return [
+        {"location": location.name, "directory": volume_directory_name(volume_id), "reason": reason}
+        for volume_id in missing
+    ]
 
 
 def _differences(location: Location) -> list[dict[str, str | int]]:

@@ -18,12 +18,14 @@ from elemento_storage.catalog.placement import (
     creation_problem,
     free_quota,
     quota_problem,
-    read_space,
     space_problem,
 )
+from elemento_storage.ceph.pool import Pool
 from elemento_storage.config import Settings
-from elemento_storage.disk import within
-from elemento_storage.errors import LocationUnavailable, NoRoom
+from elemento_storage.disk import Place, within
+from elemento_storage.durable import create
+from elemento_storage.errors import LocationUnavailable, NoRoom, VolumeExists
+from elemento_storage.model import VolumeFormat
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,12 @@ class Reservation:
     size_bytes: int
     path: str
     lasting: bool = False  #: it outlives this process, and belongs to no server
+    grows: bool = False  #: for a volume that is there already
+
+    @property
+    def place(self) -> Place:
+        """The directory of a volume in the making."""
+        return Place(self.path, self.location.disk, self.volume_id)
 
     def enter(self) -> None:
         """Count it among what is reserved in the location."""
@@ -48,8 +56,13 @@ class Reservation:
 
     async def release(self) -> None:
         """Give the room back; half-made data goes with it. Idempotent."""
+        location, pool = self.location, self.location.pool
         try:
-            await self.location.disk.run(reservations.remove, self.path)
+            await location.disk.run(reservations.remove, self.path)
+            if pool is not None and self.grows:
+                await location.disk.run(pool.unreserve, self.volume_id)
+            elif pool is not None:
+                await location.disk.run(pool.abandon, self.volume_id)
         finally:
             self.forget()
 
@@ -73,6 +86,7 @@ class Demand:
     on_disk_bytes: int = 0  #: what it has on this file system already, in the bin
     lasting: bool = False  #: the reservation outlives this process
     data_bytes: int = 0  #: what is written at once, whatever the size: a copy's data
+    in_pool: bool = False  #: an image of a Ceph pool, and no file
 
     @property
     def promised_bytes(self) -> int:
@@ -128,7 +142,7 @@ class Room:
         """
         reasons: dict[str, str] = {}
         short_of_space: list[tuple[Location, int]] = []
-        candidates = await self._by_free_quota(reasons)
+        candidates = _of_kind(await self._by_free_quota(reasons), reasons, in_pool=demand.in_pool)
         if first in candidates:
             candidates = [first, *(one for one in candidates if one is not first)]
         if only is not None:
@@ -163,6 +177,14 @@ class Room:
             outcome = await self._reserve(location, demand, directory=directory)
         if isinstance(outcome, Refusal):
             raise no_room({location.name: outcome.reason})
+        if location.pool is not None:
+            limit = pool_limit(location, demand.size_bytes, new_volume=demand.new_volume)
+            try:
+                with os_errors(location):
+                    await location.disk.run(location.pool.reserve, demand.volume_id, demand.size_bytes, limit)
+            except BaseException:
+                await outcome.release()
+                raise
         return outcome
 
     async def resize(self, reservation: Reservation, size_bytes: int) -> Reservation:
@@ -172,7 +194,7 @@ class Room:
         """
         location = reservation.location
         demand = Demand(reservation.volume_id, size_bytes, new_volume=False, lasting=reservation.lasting)
-        resized = self._reservation(location, demand)
+        resized = replace(self._reservation(location, demand), grows=reservation.grows)
         if resized == reservation:
             return reservation
         async with location.placement:
@@ -208,7 +230,8 @@ class Room:
     def _reservation(self, location: Location, demand: Demand) -> Reservation:
         holder = reservations.LASTING if demand.lasting else self._server_id
         path = reservations.staging_path(location.path, demand.volume_id, demand.size_bytes, holder)
-        return Reservation(location, demand.volume_id, demand.size_bytes, path, demand.lasting)
+        grows = not demand.new_volume
+        return Reservation(location, demand.volume_id, demand.size_bytes, path, demand.lasting, grows=grows)
 
     async def _try(
         self, location: Location, demand: Demand, reasons: dict[str, str], go_on: GoOn | None
@@ -269,6 +292,8 @@ class Room:
             if applicant in queue:
                 await self._reserve_at_once(location, queue)
             refusal = None if applicant.reserved else await self._reserve_afresh(location, applicant)
+        if refusal is None and location.pool is not None and directory:
+            await _begin_in_pool(location, location.pool, reservation)
         return refusal or reservation
 
     async def _reserve_at_once(self, location: Location, queue: list[_Applicant]) -> None:
@@ -368,7 +393,7 @@ class Room:
         """
         await self._locations.refresh()
         reasons: dict[str, str] = {}
-        candidates = await self._by_free_quota(reasons)
+        candidates = _of_kind(await self._by_free_quota(reasons), reasons, in_pool=False)
         answer: dict[str, str | None] = dict(reasons)
         planned: dict[str, list[int]] = {location.name: [] for location in candidates}
         spaces = await self._spaces({})
@@ -410,6 +435,57 @@ class Room:
         return True, dict(sorted(answer.items()))
 
 
+def _of_kind(candidates: list[Location], reasons: dict[str, str], *, in_pool: bool) -> list[Location]:
+    """Those that keep files, or those that stand for pools; why the others do not do goes into ``reasons``."""
+    for location in candidates:
+        if (location.pool is not None) is not in_pool:
+            reasons[location.name] = (
+                "it stands for no Ceph pool: volumes of format rbd are not kept here"
+                if in_pool
+                else "it stands for a Ceph pool: only volumes of format rbd are kept here"
+            )
+    return [location for location in candidates if location.name not in reasons]
+
+
+def pool_limit(location: Location, size_bytes: int, *, new_volume: bool) -> Callable[[int, int], None]:
+    """The location's limits as they are asked of a pool, where all servers' volumes count."""
+
+    def limit(volume_count: int, virtual_bytes: int) -> None:
+        problem = quota_problem(
+            location.settings,
+            Usage(volume_count, virtual_bytes),
+            Space(0, 0, is_mount_point=True),
+            unique=False,
+            more_bytes=size_bytes,
+            more_volumes=1 if new_volume else 0,
+            largest_bytes=size_bytes,
+        )
+        if problem is not None:
+            raise no_room({location.name: problem})
+
+    return limit
+
+
+async def _begin_in_pool(location: Location, pool: Pool, reservation: Reservation) -> None:
+    """Reserve the room among all servers as well. Raises NoRoom, VolumeExists, OSError."""
+    limit = pool_limit(location, reservation.size_bytes, new_volume=True)
+
+    def begin() -> None:
+        create(f"{reservation.path}/{VolumeFormat.RBD.data_file}", pool.ref(reservation.volume_id).encode())
+        pool.begin(reservation.volume_id, reservation.size_bytes, limit)
+
+    try:
+        await location.disk.run(begin)
+    except VolumeExists:
+        # What is there is somebody else's: giving back must not touch it.
+        await location.disk.run(reservations.remove, reservation.path)
+        reservation.forget()
+        raise
+    except BaseException:
+        await reservation.release()
+        raise
+
+
 def _present_bytes(location: Location, demand: Demand) -> int:
     entry = location.entries.get(demand.volume_id)
     return entry.volume.size_bytes if entry and not demand.new_volume else 0
@@ -417,7 +493,7 @@ def _present_bytes(location: Location, demand: Demand) -> int:
 
 def _read_space_left(location: Location) -> Space:
     """What the file system says, without what is being preallocated. Blocks."""
-    space = read_space(location.path, look_for_mount=location.is_unique)
+    space = location.read_space()
     promised = sum(location.own_allocations.copy().values())
     return replace(space, free_bytes=max(0, space.free_bytes - promised))
 

@@ -8,10 +8,12 @@ from typing import Final
 
 import msgspec
 
+from elemento_storage.ceph.connection import PoolSettings
 from elemento_storage.model import parse_size, round_up_to_sector
 
 SETTINGS_FILE: Final = "settings.json"
 _LARGEST_BYTES: Final = 1 << 20
+_EXAMPLE: Final = '{"pool": "elemento", "user": "elemento"}'
 
 
 class FileSystemKind(StrEnum):
@@ -29,6 +31,7 @@ class LocationSettings:
     max_volume_bytes: int | None = None
     max_total_bytes: int | None = None
     file_system: FileSystemKind = FileSystemKind.DEFAULT
+    ceph: PoolSettings | None = None  #: the location stands for a pool
 
 
 class BrokenSettings(ValueError):
@@ -71,7 +74,21 @@ def parse_settings(content: bytes) -> LocationSettings:
         max_volume_bytes=None if max_volume_bytes is None else round_up_to_sector(max_volume_bytes),
         max_total_bytes=_size(values, "max-total-size"),
         file_system=FileSystemKind(kind),
+        ceph=_pool(values),
     )
+
+
+def _pool(values: dict[str, object]) -> PoolSettings | None:
+    value = values.get("ceph")
+    if value is None:
+        return None
+    try:
+        pool = msgspec.convert(value, PoolSettings)
+    except msgspec.ValidationError as error:
+        raise BrokenSettings(f"ceph in settings.json: {error}; it has to name a pool, such as {_EXAMPLE}") from error
+    if not (pool.pool and pool.user and pool.conf) or pool.user.startswith("client."):
+        raise BrokenSettings(f"ceph in settings.json: pool, user (without client.) and conf, such as {_EXAMPLE}")
+    return pool
 
 
 def _size(values: dict[str, object], key: str) -> int | None:

@@ -229,11 +229,17 @@ def any_fresh(directory: str, markers: tuple[str, ...] | list[str], lease_s: flo
 
 
 def finish_staging(
-    staging: str, location_name: str, meta: VolumeMeta, files: Mapping[str, bytes] | None = None
+    staging: str,
+    location_name: str,
+    meta: VolumeMeta,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    is_copy: bool = False,
 ) -> Entry:
     """Make a staging directory with an image whole and durable: all but its name. Blocks. Raises OSError, BadHeader.
 
-    ``files`` are small ones that the volume has beside meta.json, maybe in directories of their own.
+    ``files`` are small ones that the volume has beside meta.json, maybe in directories of their own. ``is_copy``: what
+    is written here is kept somewhere else, and need not survive a power failure.
 
     What the volume will look like is known here; reading it back once it has its name would tell nothing new.
     """
@@ -248,12 +254,16 @@ def finish_staging(
         create(f"{staging}/{name}", bytes_of_file, sync=True)
     for directory in directories:
         fsync_directory(directory)
-    create(f"{staging}/{META_FILE}", content, sync=True)
-    fsync_file(image)
-    fsync_directory(staging)
+    create(f"{staging}/{META_FILE}", content, sync=not is_copy)
+    if not is_copy:
+        fsync_file(image)
+        fsync_directory(staging)
     reached("create.staged")
     data = os.lstat(image)
-    header = read_header(image, meta.format, data.st_size)
+    if meta.format is VolumeFormat.RBD:
+        header = ImageHeader(int(meta.size or 0))
+    else:
+        header = read_header(image, meta.format, data.st_size)
     return Entry(
         volume=Volume(
             meta=meta,
@@ -327,13 +337,18 @@ def rewrite_meta(directory: str, changes: Mapping[str, object]) -> None:
 
     Only under the volume's guard. Raises OddDirectory, OSError.
     """
+    replace(f"{directory}/{META_FILE}", changed_meta(directory, changes))
+
+
+def changed_meta(directory: str, changes: Mapping[str, object]) -> bytes:
+    """What meta.json is with these changes. Blocks. Raises OddDirectory, OSError."""
     content, _ = _read_small(directory, META_FILE)
     # Values we do not change go out as the bytes they came in: 1e999 or twenty digits survive.
     values: dict[str, object] = dict(msgspec.json.decode(content, type=dict[str, msgspec.Raw]))
     values.update(changes)
     rewritten = msgspec.json.encode(values)
     _meta_decoder.decode(rewritten)
-    replace(f"{directory}/{META_FILE}", rewritten)
+    return rewritten
 
 
 def mark_as_parent(directory: str) -> None:

@@ -491,6 +491,7 @@ class Location(Answer, frozen=True, kw_only=True):
     total_bytes: int | None
     free_bytes: int | None
     odd: list[dict[str, str]]
+    pool: str | None = None
 
 
 class Rescan(Answer, frozen=True, kw_only=True):

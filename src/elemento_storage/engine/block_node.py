@@ -28,6 +28,7 @@ class BlockNode:
     read_only: bool
     lock_path: str | None = None  #: a file that has to be locked before, because QEMU does not lock it well enough
     below_paths: tuple[str, ...] = ()  #: the same, of files that are only read and that nobody may write to
+    write_through: bool = False  #: what a guest was told is written is safe, flushed or not
     problem: str = ""  #: why it cannot be opened, known before QEMU is asked
 
 

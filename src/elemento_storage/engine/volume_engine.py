@@ -422,7 +422,7 @@ class VolumeEngine:
         await self._set_exports(luns)
         size_bytes = await self.daemon.size_bytes()
         # A raw node keeps nothing in memory: what it acknowledged is in the page cache, and survives the daemon.
-        kept = "" if source.plain_file is None else "&unflushed=kept"
+        kept = "&unflushed=kept" if source.plain_file is not None or source.node.write_through else ""
         return {
             lun.export_id: f"vhost-user-blk:///{lun.export_id}?socket={self._lun_socket(lun)}{kept}&size={size_bytes}"
             for lun in luns.values()

@@ -19,12 +19,13 @@ from typing import Final
 
 from elemento_storage.catalog.catalog import Catalog
 from elemento_storage.catalog.location import Location
-from elemento_storage.catalog.markers import marker_names, read_marker, touch_markers
+from elemento_storage.catalog.markers import marker_names, read_marker, remove_marker, touch_markers
 from elemento_storage.catalog.settings import SETTINGS_FILE
+from elemento_storage.ceph.pool import Pool
 from elemento_storage.config import Settings
 from elemento_storage.disk import within
 from elemento_storage.engine.volume_engine import Source
-from elemento_storage.errors import ExportFailed, StorageError
+from elemento_storage.errors import ExportFailed, StorageError, VolumeLocked
 from elemento_storage.exports.base import Attachment, Presence
 from elemento_storage.exports.publisher import Publisher, ServedVolume
 from elemento_storage.exports.record import ExportRecord, Protocol, decode_record
@@ -290,10 +291,13 @@ class Reconciler:
         if not records or volume is None:
             return
         wanted = Wanted(location, volume, records)
+        if location.pool is not None and not await self._is_still_ours(location, location.pool, wanted):
+            return
         source = self._source_of(location, volume)
         if self._publisher.engine(volume_id).daemon.pid is None or self._is_mending_needed(records, present):
             log.warning("volume %s: bringing its exports back", volume_id)
-            if self._publisher.engine(volume_id).has_died and source.plain_file is None:
+            is_safe = source.plain_file is not None or source.node.write_through
+            if self._publisher.engine(volume_id).has_died and not is_safe:
                 log.error(
                     "volume %s: its storage daemon died with the image open: what guests had written and not flushed "
                     "may be gone, look at them",
@@ -313,6 +317,25 @@ class Reconciler:
                 self._set(wanted, record, reason=failure.message)
         if healthy:
             await within(self._catalog.locations.patience_s, location.disk.run(touch_markers, healthy))
+
+    async def _is_still_ours(self, location: Location, pool: Pool, wanted: Wanted) -> bool:
+        """Whether no other server has taken the volume over; where one has, nothing of it is served here any more."""
+        volume_id = wanted.volume.volume_id
+        if wanted.volume.locks:
+            # The operation's claim is the volume's; to claim it anew would hide from the operation that it was lost.
+            return pool.claims.holds(volume_id)
+        try:
+            await location.disk.run(pool.claims.acquire, volume_id)
+        except VolumeLocked:
+            log.error("volume %s: another server has taken it over, its exports here are ended", volume_id)
+            await self._publisher.withdraw_all(volume_id)
+            for record in wanted.records:
+                name = marker_name(record.client, volume_id)
+                await location.disk.run(remove_marker, location.volume_path(volume_id), name)
+            self.wanted.pop(volume_id, None)
+            await location.reload(volume_id)
+            return False
+        return True
 
     def _is_mending_needed(
         self, records: tuple[ExportRecord, ...], present: Mapping[Protocol, Mapping[str, Presence] | StorageError]

@@ -18,7 +18,7 @@ from elemento_storage.catalog.room import Demand, Reservation
 from elemento_storage.catalog.volume_directory import read_image_size, rewrite_meta
 from elemento_storage.disk import Place
 from elemento_storage.durable import fsync_directory, keep_owner_and_mode
-from elemento_storage.errors import InternalFault, VolumeNotFound
+from elemento_storage.errors import FormatUnsupported, InternalFault, VolumeNotFound
 from elemento_storage.faultpoints import reached
 from elemento_storage.jobs import JobState
 from elemento_storage.model import Volume, VolumeFormat, VolumeMeta, new_uid, volume_id_of_directory
@@ -90,6 +90,10 @@ class Restoring:
     async def _over(self, actor: Actor, backup: Backup, volume_id: str, progress: Progress) -> Volume:
         async with self._catalog.operation(volume_id, progress.operation_id) as operation:
             async with self._catalog.hold(volume_id, actor.require_change) as held:
+                if not self._core.store(held.volume.meta.format).capabilities.files:
+                    raise FormatUnsupported(
+                        f"nothing is restored over a {held.volume.meta.format} volume: restore it as a new volume"
+                    )
                 await self._core.markers.require_unexported(held)
                 await require_no_clones(held)
                 if held.volume.meta.format in self._core.store(held.volume.meta.format).capabilities.snapshots_inside:

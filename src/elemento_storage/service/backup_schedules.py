@@ -24,6 +24,7 @@ from elemento_storage.model import Volume
 from elemento_storage.service.access import Actor
 from elemento_storage.service.backups import Backups, Wanted
 from elemento_storage.service.core import Core
+from elemento_storage.service.moments import require_kept
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class BackupSchedules:
             if schedule is None:
                 await place.disk.run(remove_schedule, place.directory)
             else:
+                if not self._core.store(held.volume.meta.format).capabilities.files:
+                    require_kept(held.volume)
                 await place.disk.run(write_schedule, place.directory, schedule)
             reached("backup-schedule.written")
             await held.reload()

@@ -201,6 +201,9 @@ class Backups:
         reasons: dict[str, str] = {}
         rated = []
         for location in [by_name[named]] if named else list(by_name.values()):
+            if location.pool is not None:
+                reasons[location.name] = "it stands for a Ceph pool, and backups are files"
+                continue
             try:
                 free_bytes = await self._free_bytes(location)
             except StorageError as error:

@@ -155,7 +155,7 @@ class Cloning:
             reached("clone.reserved")
             location = reservation.location
             with os_errors(location):
-                await self._fill(source, spec, meta, Place(reservation.path, location.disk), progress)
+                await self._fill(source, spec, meta, reservation.place, progress)
                 reached("clone.copied")
                 staged = Staged(reservation, meta, files=await self._files(source))
                 await location.disk.run(staged.finish)

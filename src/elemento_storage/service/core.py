@@ -13,7 +13,7 @@ from elemento_storage.jobs import Jobs
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.access import audience
 from elemento_storage.service.export_markers import ExportMarkers
-from elemento_storage.stores.base import Image, Store
+from elemento_storage.stores.base import Image, SnapshotStore, Store
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Core:
     settings: Settings
     catalog: Catalog
     stores: Mapping[VolumeFormat, Store]
+    snapshot_stores: Mapping[VolumeFormat, SnapshotStore]  #: those of them that keep snapshots
     jobs: Jobs
     feed: Feed
     markers: ExportMarkers
@@ -33,6 +34,13 @@ class Core:
             return self.stores[image_format]
         except KeyError:
             raise FormatUnsupported(f"this server does not keep {image_format} volumes") from None
+
+    def snapshot_store(self, image_format: VolumeFormat) -> SnapshotStore:
+        """The store that keeps snapshots of a format. Raises FormatUnsupported."""
+        try:
+            return self.snapshot_stores[image_format]
+        except KeyError:
+            raise FormatUnsupported(f"a volume of format {image_format} has no snapshots") from None
 
     def image(self, location: Location, volume: Volume) -> Image:
         """A volume's image with all that it stands on. Raises ImageDamaged when some of that is missing."""

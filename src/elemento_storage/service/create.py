@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.room import Demand, Reservation
 from elemento_storage.catalog.volume_directory import Entry
-from elemento_storage.disk import Place
 from elemento_storage.durable import create as create_file
 from elemento_storage.errors import FormatUnsupported, InvalidValue, VolumeNotFound
 from elemento_storage.faultpoints import reached
@@ -193,6 +192,7 @@ class Creating:
             clonable=clonable,
             alg=alg,
             bus=spec.bus,
+            ceph=spec.format is VolumeFormat.RBD,
         )
 
     async def _prepare(self, spec: NewVolume, meta: VolumeMeta, progress: Progress, revert: Reverter) -> Staged:
@@ -202,7 +202,7 @@ class Creating:
         location = reservation.location
         with os_errors(location):
             await self._core.store(spec.format).allocate(
-                Place(reservation.path, location.disk), spec.format, spec.size_bytes, spec.preallocation, progress
+                reservation.place, spec.format, spec.size_bytes, spec.preallocation, progress
             )
         reached("create.allocated")
         return Staged(reservation, meta)
@@ -228,7 +228,7 @@ class Creating:
 
 def _demand(spec: NewVolume, meta: VolumeMeta) -> Demand:
     allocated = spec.preallocation in (Preallocation.FALLOC, Preallocation.FULL)
-    return Demand(meta.volume_id, spec.size_bytes, allocated=allocated)
+    return Demand(meta.volume_id, spec.size_bytes, allocated=allocated, in_pool=spec.format is VolumeFormat.RBD)
 
 
 def refuse_bootable_and_shareable(*, bootable: bool, shareable: bool) -> None:

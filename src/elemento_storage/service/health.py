@@ -1,6 +1,5 @@
 """What is not well, in sentences an operator can act on."""
 
-from elemento_storage.catalog.placement import read_space
 from elemento_storage.disk import within
 from elemento_storage.service.backup_schedules import BackupSchedules
 from elemento_storage.service.core import Core
@@ -53,7 +52,7 @@ async def _location_problems(core: Core) -> list[str]:
         if location.odd:
             problems.append(f"location {location.name}: {len(location.odd)} directories are no volumes, see rescan")
         try:
-            space = await within(locations.patience_s, location.disk.run(read_space, location.path))
+            space = await within(locations.patience_s, location.disk.run(location.read_space))
         except OSError as error:
             problems.append(f"location {location.name}: {error.strerror or error}")
             continue

@@ -112,6 +112,10 @@ class Importing:
         """
         found = self._find(spec.path)
         require_presence(found.location)
+        if found.location.pool is not None:
+            raise FormatUnsupported(
+                "the location stands for a Ceph pool, and files are not imported into one yet: import into another one"
+            )
         async with self._one_at_a_time.hold(found.path):
             with os_errors(found.location):
                 kind = await found.location.disk.run(_kind, found.path)

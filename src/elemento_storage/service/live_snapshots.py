@@ -55,7 +55,7 @@ class LiveSnapshots:
         """
         volume = held.volume
         image_format = volume.meta.format
-        store = self._core.store(image_format)
+        store = self._core.snapshot_store(image_format)
         async with self._open(held) as (engine, source, own):
             if engine is None or volume.meta.readonly:
                 return False

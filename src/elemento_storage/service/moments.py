@@ -29,6 +29,14 @@ SCRATCH_PREFIX: Final = ".elemento-moment-"  #: of the file for what guests over
 _KEPT: Final = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
 
 
+def require_kept(volume: Volume) -> None:
+    """Raises FormatUnsupported for volumes that have no backups."""
+    if volume.meta.format is VolumeFormat.RBD:
+        raise FormatUnsupported("a volume in a Ceph pool has no backups here yet: the cluster has snapshots of its own")
+    if volume.meta.format not in _KEPT:
+        raise FormatUnsupported(f"a {volume.meta.format} volume has no backups: nothing writes to it here")
+
+
 @dataclass(frozen=True)
 class Moment:
     """A moment that is kept."""
@@ -50,8 +58,7 @@ class Moments:
 
     async def require_possible(self, held: Held) -> None:
         """Raises FormatUnsupported; VolumeExported when another server has the volume open."""
-        if held.volume.meta.format not in _KEPT:
-            raise FormatUnsupported(f"a {held.volume.meta.format} volume has no backups: nothing writes to it here")
+        require_kept(held.volume)
         markers = self._core.markers
         found = await markers.of(held)
         own = markers.own_records(found)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from elemento_storage.catalog.catalog import Held, Reading
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.engine.image_lock import lock_image
-from elemento_storage.errors import VolumeExported
+from elemento_storage.errors import FormatUnsupported, VolumeExported
 from elemento_storage.model import Volume, VolumeFormat
 from elemento_storage.service.core import Core
 from elemento_storage.service.iso_library import require_content
@@ -38,9 +38,6 @@ async def reading(
     async with core.catalog.reading(
         volume_id, check, purpose, operation_id, client=client, journal=journal, require=require
     ) as source:
-        if source.volume.meta.format is VolumeFormat.RBD:
-            yield source
-            return
         path = f"{source.place.directory}/{source.volume.meta.format.data_file}"
         with os_errors(source.location):
             descriptor = await source.place.disk.run(lock_image, path, read_only=True)
@@ -57,6 +54,8 @@ async def require_still(core: Core, held: Held) -> None:
     """
     require_content(held.volume)
     meta = held.volume.meta
+    if not core.store(meta.format).capabilities.files:
+        raise FormatUnsupported(f"a {meta.format} volume cannot be read, cloned or downloaded here yet: export it")
     if meta.readonly or meta.format is VolumeFormat.ISO:
         return
     markers = core.markers

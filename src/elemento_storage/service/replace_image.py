@@ -74,7 +74,8 @@ class ReplacingImages:
 
     async def _require_resettable(self, held: Held) -> None:
         meta = held.volume.meta
-        if meta.format not in self._core.store(meta.format).capabilities.creates:
+        capabilities = self._core.store(meta.format).capabilities
+        if meta.format not in capabilities.creates or not capabilities.files:
             raise FormatUnsupported(f"a {meta.format} volume cannot be reset")
         if meta.format in self._core.store(meta.format).capabilities.snapshots_inside:
             require_no_snapshots(held.volume, "delete them first, or restore one of them instead")

@@ -8,7 +8,8 @@ from elemento_storage.catalog.linked_clones import require_no_clones
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.catalog.locks import LockRecord, remove_lock
 from elemento_storage.catalog.room import Demand
-from elemento_storage.catalog.volume_directory import read_image_size, rewrite_meta
+from elemento_storage.catalog.volume_directory import read_format
+from elemento_storage.ceph.faults import ImageGone
 from elemento_storage.disk import Place
 from elemento_storage.errors import CannotShrink, FormatUnsupported
 from elemento_storage.faultpoints import reached
@@ -47,7 +48,7 @@ class Resizing:
                         await self._core.store(image_format).grow(held.place, image_format, size_bytes)
                 reached("resize.grown")
                 async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
-                    await held.place.disk.run(rewrite_meta, held.place.directory, {"size": size_bytes})
+                    await self._catalog.rewrite_meta(held.place, {"size": size_bytes})
                     reached("resize.recorded")
                     await held.place.disk.run(remove_lock, held.place.directory, lock)
                     return await held.reload()
@@ -68,6 +69,10 @@ class Resizing:
 
     async def resolve(self, place: Place, lock: LockRecord) -> None:
         """After a crash: whatever size the image has, meta.json is made to say the same."""
-        size_bytes = await place.disk.run(read_image_size, place.directory)
-        await place.disk.run(rewrite_meta, place.directory, {"size": size_bytes})
+        image_format = await place.disk.run(read_format, place.directory)
+        try:
+            size_bytes = await self._core.store(image_format).size_bytes(place, image_format)
+        except ImageGone:
+            return  # there is nothing left to agree with
+        await self._catalog.rewrite_meta(place, {"size": size_bytes})
         reached("resize.resolved")

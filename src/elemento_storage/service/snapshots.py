@@ -28,7 +28,6 @@ from elemento_storage.engine.snapshot_files import (
     write_description,
 )
 from elemento_storage.errors import (
-    FormatUnsupported,
     InternalFault,
     SnapshotNotFound,
     SnapshotUnclear,
@@ -41,7 +40,7 @@ from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.live_snapshots import LiveSnapshots
-from elemento_storage.stores.base import Store, StoredSnapshot
+from elemento_storage.stores.base import SnapshotStore, StoredSnapshot
 
 PURPOSE = "snapshot"
 _COPY_PREFIX = ".elemento-restore-"
@@ -79,9 +78,9 @@ class Snapshotting:
     async def present(self, place: Place, volume: Volume) -> list[Snapshot]:
         """The snapshots of a volume that is in hand. Raises ImageDamaged, OSError."""
         image_format = volume.meta.format
-        if image_format not in self._capable:
+        if image_format not in self._core.snapshot_stores:
             return []
-        stored = await self._core.store(image_format).snapshots(place, image_format)
+        stored = await self._core.snapshot_store(image_format).snapshots(place, image_format)
         if not stored:
             return []
         descriptions = await place.disk.run(read_descriptions, place.directory)
@@ -94,15 +93,8 @@ class Snapshotting:
                 return one
         raise SnapshotNotFound(snapshot_id)
 
-    @property
-    def _capable(self) -> frozenset[VolumeFormat]:
-        return frozenset().union(*(store.capabilities.snapshots for store in self._core.stores.values()))
-
-    def _store(self, volume: Volume) -> Store:
-        image_format = volume.meta.format
-        if image_format not in self._capable:
-            raise FormatUnsupported(f"a volume of format {image_format} has no snapshots")
-        return self._core.store(image_format)
+    def _store(self, volume: Volume) -> SnapshotStore:
+        return self._core.snapshot_store(volume.meta.format)
 
     def _is_inside(self, volume: Volume) -> bool:
         return volume.meta.format in self._core.store(volume.meta.format).capabilities.snapshots_inside
@@ -148,7 +140,7 @@ class Snapshotting:
                 await held.place.disk.run(remove_lock, held.place.directory, lock)
                 return await self.find(held.place, await held.reload(), snapshot_id)
 
-    async def _take(self, held: Held, store: Store, snapshot_id: str, progress: Progress) -> None:
+    async def _take(self, held: Held, store: SnapshotStore, snapshot_id: str, progress: Progress) -> None:
         place, image_format = held.place, held.volume.meta.format
         progress.check()
         if await store.take_snapshot_at_once(place, image_format, snapshot_id, progress):
@@ -275,7 +267,7 @@ class Snapshotting:
         """Roll back or finish, by what is there."""
         volume_id = os.path.basename(place.directory)[4:-6]
         image_format = await place.disk.run(read_format, place.directory)
-        store = self._core.store(image_format)
+        store = self._core.snapshot_store(image_format)
         snapshot_id, what = str(lock.journal.get("snapshot", "")), lock.journal.get("do")
         named = (snapshot_id, str(lock.journal.get("keep") or snapshot_id))
         if what not in (_CREATE, _RESTORE, _DELETE) or any(normalise_uid(uid) != uid for uid in named):
@@ -304,7 +296,7 @@ class Snapshotting:
     async def _resolve_restore(
         self, place: Place, image_format: VolumeFormat, lock: LockRecord, stored: Sequence[StoredSnapshot]
     ) -> bool:
-        store = self._core.store(image_format)
+        store = self._core.snapshot_store(image_format)
         kept = str(lock.journal.get("keep", ""))
         if image_format not in store.capabilities.snapshots_inside:
             done = await place.disk.run(_resolve_exchange, place.directory, image_format, lock, kept)
@@ -331,7 +323,7 @@ class _Restore:
 
     operation: Operation
     held: Held
-    store: Store
+    store: SnapshotStore
     snapshot: StoredSnapshot
     lock: LockRecord
     kept: str

@@ -5,6 +5,8 @@ import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from elemento_storage.catalog.room import Reservation
 from elemento_storage.catalog.volume_directory import Entry, finish_staging, publish, take_back
 from elemento_storage.errors import VolumeExists
@@ -25,19 +27,27 @@ class Staged:
 
         Raises OSError, BadHeader.
         """
-        self._entry = finish_staging(self.reservation.path, self.reservation.location.name, self.meta, self.files)
+        location = self.reservation.location
+        self._entry = finish_staging(
+            self.reservation.path, location.name, self.meta, self.files, is_copy=location.pool is not None
+        )
 
     def publish(self) -> Entry:
         """Give it its name. Raises VolumeExists, OSError, BadHeader."""
         if self._entry is None:
             self.finish()
         assert self._entry is not None
+        if (pool := self.reservation.location.pool) is not None:
+            assert isinstance(self.meta.size, int)
+            pool.publish(self.meta.volume_id, msgspec.json.encode(self.meta), self.meta.size)
         with _existing_refused(self.meta.volume_id):
             publish(self.reservation.path, self.reservation.location.path, self.meta.volume_id)
         return self._entry
 
     def take_back(self) -> None:
         """Take its name away again."""
+        if (pool := self.reservation.location.pool) is not None:
+            pool.take_back(self.meta.volume_id)
         take_back(self.reservation.path, self.reservation.location.path, self.meta.volume_id)
 
 

@@ -2,14 +2,16 @@
 
 import contextlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from elemento_storage.catalog import bin as recycle_bin
 from elemento_storage.catalog.bin import BinEntry
+from elemento_storage.catalog.bin_names import BIN_DIRECTORY
 from elemento_storage.catalog.linked_clones import require_no_clones
-from elemento_storage.catalog.location import BIN_DIRECTORY, Location
+from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.locations import os_errors, require_writable
 from elemento_storage.catalog.room import Demand
-from elemento_storage.catalog.volume_directory import OddDirectory, VolumeVanished, read_entry, rewrite_meta
+from elemento_storage.catalog.volume_directory import OddDirectory, VolumeVanished, read_entry
 from elemento_storage.errors import InvalidValue, PreconditionFailed, VolumeExists, VolumeNotFound
 from elemento_storage.faultpoints import reached
 from elemento_storage.model import Bus, CloneAlgorithm, Volume, VolumeMeta
@@ -80,7 +82,7 @@ class Volumes:
             if different.get("readonly") is False:
                 await require_no_clones(held)
             if different:
-                await held.place.disk.run(rewrite_meta, held.place.directory, different)
+                await self._catalog.rewrite_meta(held.place, different)
                 reached("update.durable")
             return await held.reload()
 
@@ -90,7 +92,7 @@ class Volumes:
             if new_owner != held.volume.meta.creator_id:
                 await self._core.markers.require_unexported(held)
                 await require_no_clones(held)
-            await held.place.disk.run(rewrite_meta, held.place.directory, {"creatorID": new_owner})
+            await self._catalog.rewrite_meta(held.place, {"creatorID": new_owner})
             reached("transfer.durable")
             return await held.reload()
 
@@ -102,7 +104,8 @@ class Volumes:
             await self._core.markers.require_unexported(held)
             await require_no_clones(held)
             location = held.location
-            await location.disk.run(recycle_bin.move_in, location.path, volume_id)
+            with os_errors(location):
+                await location.disk.run(_destroy, location, volume_id)
             location.forget(volume_id)
         if self._core.settings.bin_retention == 0:
             for entry in await location.disk.run(recycle_bin.entries, location.path):
@@ -121,7 +124,8 @@ class Volumes:
             demand = Demand(volume_id, binned.volume.size_bytes, on_disk_bytes=binned.volume.allocated_bytes)
             reservation = await self._catalog.room.reserve_in(location, demand)
             try:
-                await location.disk.run(recycle_bin.move_out, location.path, binned.entry)
+                with os_errors(location):
+                    await location.disk.run(_restore, location, binned.entry)
                 volume = await location.reload(volume_id)
             except FileNotFoundError:
                 raise VolumeNotFound(volume_id) from None
@@ -164,6 +168,19 @@ class Volumes:
         except (OddDirectory, VolumeVanished):
             return None
         return found.volume
+
+
+def _destroy(location: Location, volume_id: str) -> None:
+    now = datetime.now(UTC)
+    if (pool := location.pool) is not None and volume_id in pool.index.records:
+        pool.bin(volume_id, now.isoformat())
+    recycle_bin.move_in(location.path, volume_id, now)
+
+
+def _restore(location: Location, entry: BinEntry) -> None:
+    if (pool := location.pool) is not None and entry.volume_id in pool.index.records:
+        pool.restore(entry.volume_id)
+    recycle_bin.move_out(location.path, entry)
 
 
 def _changed_clone_settings(meta: VolumeMeta, changes: VolumeChanges) -> tuple[bool, CloneAlgorithm]:

@@ -25,6 +25,7 @@ class StoreCapabilities:
     #: restores. The others' are files of their own.
     snapshots_inside: frozenset[VolumeFormat]
     link_format: VolumeFormat | None = None
+    files: bool = True  #: an image is a file in the volume's directory, which can be replaced and read as such
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Store(Protocol):
     async def grow(self, place: Place, image_format: VolumeFormat, size_bytes: int) -> None:
         """Make the image larger; idempotent. Raises NoRoom, ToolFailed."""
 
+    async def size_bytes(self, place: Place, image_format: VolumeFormat) -> int:
+        """The size that the image itself says. Raises OSError, BadHeader."""
+
     async def convert_beside(
         self, place: Place, source: VolumeFormat, target: VolumeFormat, copy_path: str, progress: Progress
     ) -> None:
@@ -127,8 +131,13 @@ class Store(Protocol):
     def plain_file(self, place: Place, image_format: VolumeFormat) -> str | None:
         """The path of a file whose bytes are exactly what a guest sees; None if there is none."""
 
-    # Snapshots. Whoever calls these sees to it that no two of them are under way on one volume. ``snapshot_id`` is a
-    # new uid where a snapshot is made.
+
+class SnapshotStore(Store, Protocol):
+    """A store that keeps snapshots.
+
+    Whoever calls these sees to it that no two of them are under way on one volume. ``snapshot_id`` is a new uid where a
+    snapshot is made.
+    """
 
     async def snapshots(self, place: Place, image_format: VolumeFormat) -> list[StoredSnapshot]:
         """All of a volume's snapshots, oldest first, also while somebody writes to it. Raises ImageDamaged, OSError."""

@@ -107,6 +107,12 @@ class DirectoryStore(DirectorySnapshots):
                 await qemu_img.grow(path, image_format, size_bytes)
                 await place.disk.run(fsync_file, path)
 
+    async def size_bytes(self, place: Place, image_format: VolumeFormat) -> int:
+        """See Store.size_bytes."""
+        path = f"{place.directory}/{image_format.data_file}"
+        status = await place.disk.run(os.stat, path)
+        return (await place.disk.run(read_header, path, image_format, status.st_size)).size_bytes
+
     async def convert_beside(
         self, place: Place, source: VolumeFormat, target: VolumeFormat, copy_path: str, progress: Progress
     ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from elemento_storage.catalog.discovery import find_locations
 from elemento_storage.catalog.location import Location, differs
 from elemento_storage.catalog.volume_directory import read_entry, rewrite_meta
+from elemento_storage.ceph.pool import Pools
 from elemento_storage.model import Volume, marker_name, volume_directory_name
 from tests.unit.support import ALICE, LONG_AGO_S, age, make_volume, uid
 
@@ -23,7 +24,7 @@ class Watched:
         self.path = path
         (found,) = find_locations(str(path), 0)
         self.told: Changes = []
-        self.location = Location(found, lease_s=30, on_change=self._changed)
+        self.location = Location(found, lease_s=30, on_change=self._changed, pools=Pools("f" * 32, 30))
 
     def _changed(self, before: Volume | None, after: Volume | None) -> None:
         if differs(before, after):

@@ -19,6 +19,7 @@ from elemento_storage.errors import StorageError
 ANSWERS = {
     "create": types.Created,
     "create/multiple": types.Created,
+    "ceph/create": types.Created,
     "create/url": types.CreatedFromUrl,
     "cloudinit/create": types.CreatedFromUrl,
     "iso/create": types.CreatedIso,
