@@ -179,7 +179,7 @@ def test_growing_works_after_a_daemon_died(shared: LiveServer, tmp_path: Path) -
     assert shared.info(guest.vid)["size"] == 10 * MIB
 
 
-@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("position", [0, 1, 3])
 def test_deleting_leaves_the_others_whole(shared: LiveServer, tmp_path: Path, position: int) -> None:
     guest = Guest(shared, format="qcow2").write(0, MIB, 1)
     copies = [guest.back_up()]
@@ -307,9 +307,9 @@ def test_volume_can_be_used_while_it_is_backed_up(shared: LiveServer) -> None:
 
 
 def test_cancelled_backup_loses_nothing(shared: LiveServer, tmp_path: Path) -> None:
-    guest = Guest(shared, 64, format="qcow2").power_on().write(0, MIB, 1)
+    guest = Guest(shared, 32, format="qcow2").power_on().write(0, MIB, 1)
     first = guest.back_up()
-    guest.write(0, 60 * MIB, 2)
+    guest.write(0, 30 * MIB, 2)
     started = shared.post("backups/create", {"vid": guest.vid, "creatorID": ALICE}, Prefer="respond-async")
     job = started.json()["job"]
     shared.http.delete(f"jobs/{job}")

@@ -91,9 +91,9 @@ def load(guest: Guest, base: int) -> Iterator[None]:
 
 
 def test_daemon_that_dies_while_it_copies_under_load(shared: LiveServer, tmp_path: Path) -> None:
-    guest = Guest(shared, 192, format="qcow2").power_on().write(0, MIB, 1)
+    guest = Guest(shared, 98, format="qcow2").power_on().write(0, MIB, 1)
     first = guest.back_up()
-    area = 190 * MIB
+    area = 96 * MIB
     guest.write(0, area, 2)
     with load(guest, area):
         asked = shared.post("backups/create", {"vid": guest.vid, "creatorID": ALICE}, Prefer="respond-async")
