@@ -5,6 +5,7 @@ Off unless ``ELEMENTO_STORAGE_FAULTPOINT`` is set when the process starts:
 * ``kill:NAME`` or ``kill:NAME:N``: SIGKILL to ourselves on the first (or Nth) arrival at NAME
 * ``stop:NAME``: SIGSTOP instead, for tests of a server that is paused
 * ``trace:FILE``: append every name reached to FILE
+* ``file:FILE``: whatever FILE says at that moment, nothing while it is not there; for tests that begin in between
 
 A name is ``operation.what-has-just-happened``.
 """
@@ -25,6 +26,12 @@ def reached(name: str) -> None:
 
 def _act(name: str) -> None:
     kind, _, argument = _spec.partition(":")
+    if kind == "file":
+        try:
+            with open(argument, encoding="utf-8") as file:
+                kind, _, argument = file.read().strip().partition(":")
+        except FileNotFoundError:
+            return
     if kind == "trace":
         with open(argument, "a", encoding="utf-8") as log:
             log.write(name + "\n")

@@ -99,3 +99,21 @@ class Progress:
             if not self._committed:
                 self.cancelled.set()
             return not self._committed
+
+
+class Portion(Progress):
+    """A part of some work. What is a point of no return in it is none of the whole, which can be cancelled after it."""
+
+    def __init__(self, whole: Progress, up_to: float) -> None:
+        super().__init__(whole.operation_id)
+        self.cancelled = whole.cancelled
+        self._whole, self._begin, self._up_to = whole, whole.fraction, up_to
+
+    def advance(self, fraction: float, phase: str | None = None) -> None:
+        """See Progress.advance: of the part."""
+        super().advance(fraction, phase)
+        self._whole.advance(self._begin + self.fraction * (self._up_to - self._begin), phase)
+
+    def commit(self) -> None:
+        """A last look before the part cannot be undone any more but by the whole's own rolling back."""
+        self.check()

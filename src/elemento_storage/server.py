@@ -59,6 +59,7 @@ from elemento_storage.service.resize import Resizing
 from elemento_storage.service.services import Services
 from elemento_storage.service.snapshots import Snapshotting
 from elemento_storage.service.tokens import TokenStore
+from elemento_storage.service.transient_snapshots import TransientSnapshots
 from elemento_storage.service.uploading import Uploading
 from elemento_storage.service.volume_data import VolumeData
 from elemento_storage.service.volumes import Volumes
@@ -101,6 +102,9 @@ class Server:
         creating, intake = Creating(core), Intake(core)
         moments = Moments(core, publisher)
         backups = Backups(core, moments)
+        live = LiveSnapshots(core, publisher)
+        transient = TransientSnapshots(core, live)
+        snapshotting = Snapshotting(core, live, transient)
         self.services = Services(
             core=core,
             creating=creating,
@@ -109,7 +113,7 @@ class Server:
             volumes=Volumes(core),
             resizing=Resizing(core, exporting),
             converting=Converting(core),
-            cloning=Cloning(core, creating),
+            cloning=Cloning(core, creating, transient, snapshotting),
             replacing=ReplacingImages(core),
             importing=Importing(core, intake),
             intake=intake,
@@ -118,7 +122,7 @@ class Server:
             uploading=Uploading(core, intake),
             exporting=exporting,
             migrating=Migrating(core, exporting, settings.state_dir, self._state_disk),
-            snapshotting=Snapshotting(core, LiveSnapshots(core, publisher)),
+            snapshotting=snapshotting,
             backups=backups,
             restoring=Restoring(core, backups),
             backup_sessions=BackupSessions(core, moments),

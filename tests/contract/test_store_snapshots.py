@@ -9,7 +9,7 @@ import pytest
 
 from elemento_storage.disk import Place
 from elemento_storage.errors import ImageInUse, JobCancelled, NoRoom
-from elemento_storage.model import Preallocation, VolumeFormat, new_uid
+from elemento_storage.model import CloneAlgorithm, Preallocation, VolumeFormat, new_uid
 from elemento_storage.progress import Progress
 from elemento_storage.stores.base import StoredSnapshot
 from tests.contract.test_store import (  # noqa: F401  fixtures
@@ -131,6 +131,36 @@ async def test_it_can_be_read(volumes: Volumes, image_format: VolumeFormat) -> N
     subprocess.run(argv, check=True)
     assert reads(out, VolumeFormat.RAW, 0, 65536, 0xAB)
     assert source.size_bytes == ODD_SIZE
+
+
+@each_kept
+@pytest.mark.parametrize("target", [VolumeFormat.RAW, VolumeFormat.QCOW2])
+async def test_a_copy_of_one_is_as_large_as_it(
+    volumes: Volumes,  # noqa: F811
+    image_format: VolumeFormat,
+    target: VolumeFormat,
+) -> None:
+    place, copy = await volumes.filled(image_format), volumes.place()
+    snapshot = await take(volumes, place, image_format)
+    await volumes.store.grow(place, image_format, 2 * ODD_SIZE)
+    write(image(place, image_format), image_format, 0, 65536, 0x11)
+    source = volumes.store.snapshot_image(place, image_format, snapshot)
+    await volumes.store.copy_snapshot(copy, target, source, CloneAlgorithm.CP, Progress())
+    assert_sound(image(copy, target), target, ODD_SIZE)
+    assert reads(image(copy, target), target, 0, 65536, 0xAB)
+    assert reads(image(copy, target), target, ODD_SIZE - 512, 512, 0xAB)
+    assert await volumes.store.snapshots(copy, target) == []
+
+
+@each_kept
+async def test_one_that_is_a_file_becomes_an_image(volumes: Volumes, image_format: VolumeFormat) -> None:  # noqa: F811
+    place, other = await volumes.filled(image_format), volumes.place()
+    snapshot = await take(volumes, place, image_format)
+    given = await volumes.store.give_snapshot(place, image_format, snapshot, other)
+    assert given == (image_format not in volumes.store.capabilities.snapshots_inside)
+    assert len(await volumes.store.snapshots(place, image_format)) == (0 if given else 1)
+    if given:
+        assert reads(image(other, image_format), image_format, 0, 65536, 0xAB)
 
 
 @each_kept

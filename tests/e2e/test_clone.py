@@ -230,16 +230,20 @@ def test_a_clone_can_be_cancelled(running: LiveServer, alg: str) -> None:
     running.call("destroy", {"volume_id": vid})
 
 
-def test_an_exported_volume_is_cloned_only_if_nobody_writes(running: LiveServer) -> None:
-    vid, _ = source(running)
-    running.call("export", {"volume_id": vid, "client_uid": ALICE, "protocol": "local"})
-    assert refused(running, "clone", {"volume_id": vid, "creatorID": ALICE}) == (409, "volume-exported")
-    running.call("unexport", {"volume_id": vid, "client_uid": ALICE})
-    running.call("update", {"vid": vid, "creatorID": ALICE, "readonly": True})
-    for image_format in ("raw", "qcow2"):
-        running.call("export", {"volume_id": vid, "client_uid": ALICE, "protocol": "local"})
-        clone(running, vid, format=image_format)
-        running.call("unexport", {"volume_id": vid, "client_uid": ALICE})
+def test_an_exported_volume_is_cloned_as_it_is_then(running: LiveServer, tmp_path: Path) -> None:
+    """By anybody who may see it; into other formats and locations too."""
+    vid, pattern = source(running)
+    for readonly in (False, True):
+        running.call("update", {"vid": vid, "creatorID": ALICE, "readonly": readonly})
+        for image_format in ("raw", "qcow2"):
+            running.call("export", {"volume_id": vid, "client_uid": ALICE, "protocol": "local"})
+            for location in ("disk", "other"):
+                copy = clone(running, vid, BOB, format=image_format, location=location)
+                assert read_pattern(running, copy, tmp_path, location) == pattern
+            running.call("unexport", {"volume_id": vid, "client_uid": ALICE})
+    assert running.info(vid)["snapshots"] == 0
+    assert_clean(running)
+    assert_clean(running, "other")
 
 
 # -- linked clones -----------------------------------------------------------------------------------------

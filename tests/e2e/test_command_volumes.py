@@ -143,6 +143,7 @@ def test_snapshots(alice: Commands) -> None:
     assert "1 snapshot" in alice.text("volume", "list", "--name", "kept")
     assert "--keep" in alice.run("snapshot", "restore", "kept", made["snapshot"], check=2).stderr
     is_of(types.SnapshotRestored, alice.json("snapshot", "restore", "kept", made["snapshot"], "--keep"))
+    is_of(types.Created, alice.json("snapshot", "clone", "kept", made["snapshot"], "--name", "then", "--format", "raw"))
     is_of(types.SnapshotDeleted, alice.json("snapshot", "delete", "kept", made["snapshot"], "--yes"))
 
 

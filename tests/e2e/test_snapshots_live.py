@@ -99,6 +99,40 @@ def test_a_snapshot_under_load_is_one_moment(
     assert_clean(server)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "image_format", "target"), [("iscsi", "raw", "raw"), ("nbd", "raw", "qcow2"), ("nbd", "qcow2", "raw")]
+)
+def test_a_clone_under_load_is_one_moment(
+    server: LiveServer, tmp_path: Path, protocol: str, image_format: str, target: str
+) -> None:
+    """Of the volume that is written to, and of a snapshot of it; nobody but the caller notices either."""
+    vid = new_volume(server, 16, format=image_format)
+    with writing(export(server, vid, protocol=protocol)) as writers:
+        snapshot = take(server, vid)
+        of_snapshot = {"vid": vid, "creatorID": ALICE, "snapshot": snapshot, "format": target}
+        cloned = str(server.call("snapshots/clone", of_snapshot)["vid"])
+        before = [one.acknowledged for one in writers]
+        written = str(server.call("clone", {"volume_id": vid, "creatorID": ALICE, "format": target})["vid"])
+        after = [one.acknowledged + 1 for one in writers]
+        held = [one.records_in(reader_of(whole(server, written, tmp_path))) for one in writers]
+        assert all(low <= has <= high for low, has, high in zip(before, held, after, strict=True)), (
+            before,
+            held,
+            after,
+        )
+        assert [one["snapshot"] for one in listed(server, vid)] == [snapshot]
+        then = [one.records_in(reader_of(as_file(server, vid, snapshot, tmp_path))) for one in writers]
+        assert [one.records_in(reader_of(whole(server, cloned, tmp_path))) for one in writers] == then
+        so_far = [one.acknowledged for one in writers]
+        eventually(lambda: all(one.acknowledged > some for one, some in zip(writers, so_far, strict=True)))
+    unexport(server, vid)
+    now = [one.records_in(reader_of(whole(server, vid, tmp_path))) for one in writers]
+    assert now == [one.acknowledged for one in writers], "a write is lost that was acknowledged"
+    for one in (vid, cloned, written):
+        assert_sound(server, one)
+    assert_clean(server)
+
+
 def whole(server: LiveServer, vid: str, scratch: Path) -> Path:
     """The volume as a raw file."""
     (data,) = server.directory(vid).glob("data.*")
@@ -193,6 +227,11 @@ def test_where_extents_are_shared_it_is_done_at_once(
         began = time.monotonic()
         take(server, vid)
         assert time.monotonic() - began < 2
+        began = time.monotonic()
+        clone = server.call("clone", {"volume_id": vid, "creatorID": ALICE})["vid"]
+        assert time.monotonic() - began < 2
+        assert server.info(clone)["location"] == sharing
+        server.call("destroy", {"volume_id": clone})
     unexport(server, vid)
     restored = listed(server, vid)[2]["snapshot"]
     image = server.directory(vid, sharing) / "snapshots" / f"{restored}.img"
@@ -237,15 +276,18 @@ def large(server: LiveServer) -> str:
 
 def test_cancelled_in_the_middle_nothing_is_left_and_nobody_notices(server: LiveServer) -> None:
     vid = large(server)
+    before = set(server.listed())
     with writing(export(server, vid, protocol="nbd")) as writers:
-        begun = server.post("snapshots/create", {"vid": vid, "creatorID": ALICE}, Prefer="respond-async").json()
-        eventually(lambda: server.http.get(f"jobs/{begun['job']}").json()["phase"] == "copying", every_s=0.005)
-        assert server.http.delete(f"jobs/{begun['job']}").status_code == 200
-        eventually(lambda: server.http.get(f"jobs/{begun['job']}").json()["state"] == "cancelled")
-        so_far = [one.acknowledged for one in writers]
-        eventually(lambda: all(one.acknowledged > some for one, some in zip(writers, so_far, strict=True)))
-        assert listed(server, vid) == []
-        assert list((server.directory(vid) / "snapshots").iterdir()) == []
+        for path in ("clone", "snapshots/create"):
+            begun = server.post(path, {"vid": vid, "creatorID": ALICE}, Prefer="respond-async").json()
+            eventually(lambda: server.http.get(f"jobs/{begun['job']}").json()["phase"] == "copying", every_s=0.005)  # noqa: B023
+            assert server.http.delete(f"jobs/{begun['job']}").status_code == 200
+            assert eventually(lambda: ended(server, begun["job"]))["state"] == "cancelled"  # noqa: B023
+            so_far = [one.acknowledged for one in writers]
+            eventually(lambda: all(one.acknowledged > some for one, some in zip(writers, so_far, strict=True)))  # noqa: B023
+            assert listed(server, vid) == []
+            assert list((server.directory(vid) / "snapshots").iterdir()) == []
+            assert set(server.listed(include_locked=True)) == before
         take(server, vid)
     unexport(server, vid)
     assert_clean(server)

@@ -9,6 +9,7 @@ from elemento_storage.api.schemas import CreateAnswer
 from elemento_storage.api.volume_calls import create_answer
 from elemento_storage.errors import (
     Conflict,
+    ExportFailed,
     Forbidden,
     FormatUnsupported,
     HasClones,
@@ -43,6 +44,8 @@ from elemento_storage.service.importing import NewImport
 
 async def clone(ctx: Context, request: CloneRequest) -> CreateAnswer:
     """Make a new volume that holds what another one holds now. The caller owns it.
+
+    Where clients write to the source, what it held at one moment of the call is cloned, and they go on.
 
     `linked` makes one that stands on its source and takes room for nothing but what differs. Until it is made
     independent (`overlay/compact`) or gone, its source cannot be changed or destroyed.
@@ -109,8 +112,8 @@ CLONE_CALLS: tuple[Call[Any], ...] = (
         Kind.LONG,
         (
             *(VolumeNotFound, InvalidValue, VolumeLocked, VolumeExported, ImageInUse, ImageDamaged, NotClonable),
-            *(NotLinkable, FormatUnsupported, VolumeWaiting, LocationNotFound, NoRoom, JobCancelled, KeyReused),
-            ImageChanged,
+            *(NotLinkable, FormatUnsupported, VolumeWaiting, LocationNotFound, NoRoom, ExportFailed),
+            *(JobCancelled, KeyReused, ImageChanged),
         ),
         creates=True,
     ),

@@ -4,7 +4,9 @@ from typing import Any
 
 from elemento_storage.api.call import Call, Context, Kind
 from elemento_storage.api.decode import checked_name
+from elemento_storage.api.schemas import CreateAnswer
 from elemento_storage.api.snapshot_schemas import (
+    CloneSnapshotRequest,
     CreateSnapshotRequest,
     DeletedAnswer,
     DeleteSnapshotRequest,
@@ -13,17 +15,22 @@ from elemento_storage.api.snapshot_schemas import (
     SnapshotAnswer,
     SnapshotsRequest,
 )
+from elemento_storage.api.volume_calls import create_answer
 from elemento_storage.engine.snapshot_files import Description
 from elemento_storage.errors import (
+    Conflict,
     ExportFailed,
     FormatUnsupported,
     HasClones,
+    ImageChanged,
     ImageDamaged,
     ImageInUse,
     InvalidValue,
     JobCancelled,
     KeyReused,
+    LocationNotFound,
     NoRoom,
+    NotClonable,
     NotOwner,
     SnapshotNotFound,
     SnapshotUnclear,
@@ -32,6 +39,7 @@ from elemento_storage.errors import (
     VolumeLocked,
     VolumeNotFound,
 )
+from elemento_storage.service.clone import NewClone
 from elemento_storage.service.idempotency import derive_uid
 from elemento_storage.service.snapshots import Snapshot
 
@@ -67,6 +75,24 @@ async def restore(ctx: Context, request: RestoreSnapshotRequest) -> RestoredAnsw
         ctx.actor(request.creator_id), request.vid, request.snapshot, keep, ctx.progress
     )
     return RestoredAnswer(vid=request.vid, snapshot=request.snapshot, size=volume.size_bytes, kept=kept)
+
+
+async def clone(ctx: Context, request: CloneSnapshotRequest) -> CreateAnswer:
+    """Make a new volume that holds what a snapshot does, of the size that the volume had then.
+
+    Its volume stays as it is, and its clients go on meanwhile.
+    """
+    spec = NewClone(
+        creator_id=request.creator_id,
+        name=None if request.name is None else checked_name(request.name),
+        private=request.private,
+        format=request.format,
+        location=request.location,
+        volume_id=derive_uid(ctx.seed, 0) if ctx.seed else None,
+    )
+    actor = ctx.actor(request.creator_id)
+    made = await ctx.services.cloning.clone_snapshot(actor, request.vid, request.snapshot, spec, ctx.progress)
+    return create_answer(made)
 
 
 async def delete(ctx: Context, request: DeleteSnapshotRequest) -> DeletedAnswer:
@@ -118,5 +144,17 @@ SNAPSHOT_CALLS: tuple[Call[Any], ...] = (
         delete,
         Kind.LONG,
         (*_CHANGE, SnapshotNotFound, SnapshotUnclear, ExportFailed),
+    ),
+    Call(
+        "snapshots/clone",
+        CloneSnapshotRequest,
+        CreateAnswer,
+        clone,
+        Kind.LONG,
+        (
+            *(*_ONE, NotOwner, VolumeLocked, SnapshotNotFound, NotClonable, FormatUnsupported, LocationNotFound),
+            *(Conflict, ImageChanged, NoRoom, JobCancelled, KeyReused),
+        ),
+        creates=True,
     ),
 )

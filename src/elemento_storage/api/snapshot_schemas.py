@@ -2,8 +2,10 @@
 
 from msgspec import Struct, field
 
+from elemento_storage.api.clone_schemas import LocationName
 from elemento_storage.api.decode import Uid
 from elemento_storage.api.schemas import Name, Request
+from elemento_storage.model import VolumeFormat
 
 
 class SnapshotsRequest(Request):
@@ -37,6 +39,18 @@ class DeleteSnapshotRequest(Request):
     vid: Uid
     creator_id: Uid = field(name="creatorID")
     snapshot: Uid
+
+
+class CloneSnapshotRequest(Request):
+    """``snapshots/clone``: a new volume with what one of them holds."""
+
+    vid: Uid
+    creator_id: Uid = field(name="creatorID")
+    snapshot: Uid
+    name: Name | None = None
+    private: bool | None = None
+    format: VolumeFormat | None = None
+    location: LocationName | None = None
 
 
 class SnapshotAnswer(Struct, kw_only=True):

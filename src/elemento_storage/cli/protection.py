@@ -75,6 +75,21 @@ def snapshot_restore(
         session.show(answer, lambda: click.echo(answer.kept or answer.snapshot))
 
 
+@snapshot.command("clone")
+@click.argument("volume_name", metavar="VOLUME")
+@click.argument("snapshot_id", metavar="SNAPSHOT", type=UID)
+@click.option("--name")
+@click.option("--format", type=click.Choice(["raw", "qcow2"]))
+@click.option("--location")
+@wait_option
+@connected
+def snapshot_clone(session: Session, volume_name: str, snapshot_id: str, *, wait: bool, **told: Any) -> None:
+    """Make a new volume that holds what a snapshot does."""
+    made = session.long(session.client.snapshots.clone, wait=wait)(session.volume(volume_name), snapshot_id, **told)
+    if made is not None:
+        session.show(made, lambda: click.echo(made.volume_id))
+
+
 @snapshot.command("delete")
 @click.argument("volume_name", metavar="VOLUME")
 @click.argument("snapshot_id", metavar="SNAPSHOT", type=UID)

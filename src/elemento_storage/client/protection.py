@@ -7,6 +7,7 @@ from elemento_storage.client.types import (
     Backup,
     BackupDeleted,
     BackupSession,
+    Created,
     OnProgress,
     Schedule,
     Snapshot,
@@ -51,6 +52,31 @@ class Snapshots(Group[Kind]):
         """Make a volume what it was; what it holds now is lost, unless ``keep`` makes a snapshot of it first."""
         body = {"vid": uid(volume_id), "creatorID": self.uid, "snapshot": uid(snapshot), "keep": keep}
         return Long("snapshots/restore", body, SnapshotRestored, None, on_progress)
+
+    @long_operation
+    def clone(
+        self,
+        volume_id: str,
+        snapshot: str,
+        *,
+        name: str | None = None,
+        private: bool | None = None,
+        format: str | None = None,  # noqa: A002
+        location: str | None = None,
+        idempotency_key: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Long[Created]:
+        """A new volume of the client's that holds what a snapshot does."""
+        body = {
+            "vid": uid(volume_id),
+            "creatorID": self.uid,
+            "snapshot": uid(snapshot),
+            "name": name,
+            "private": private,
+            "format": format,
+            "location": location,
+        }
+        return Long("snapshots/clone", body, Created, idempotency_key or "", on_progress)
 
     @long_operation
     def delete(self, volume_id: str, snapshot: str, *, on_progress: OnProgress | None = None) -> Long[SnapshotDeleted]:

@@ -108,6 +108,13 @@ async def _drop_dead_bitmaps(path: str, image_format: VolumeFormat) -> None:
             await process.run([find(), *remove], _QUICK)
 
 
+async def cut(path: str, image_format: VolumeFormat, size_bytes: int) -> None:
+    """Set a smaller virtual size, of an image that nobody uses yet. Raises ToolFailed."""
+    await process.run(
+        [find(), "resize", "-q", "--shrink", "-f", image_format.value, "--", path, str(size_bytes)], _QUICK
+    )
+
+
 @dataclass(frozen=True)
 class Findings:
     """What is wrong with an image's own tables. Leaks lose room and nothing else."""

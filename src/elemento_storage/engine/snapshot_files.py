@@ -178,6 +178,21 @@ def remove_image(directory: str, snapshot_id: str) -> None:
         fsync_directory(f"{directory}/{SNAPSHOTS_DIRECTORY}")
 
 
+def move_image(directory: str, snapshot_id: str, target: str) -> bool:
+    """Make the file of a snapshot another file, ``target``; False where that is on another file system.
+
+    The snapshot is gone for good when it returns; the new name is the caller's to sync. Raises OSError.
+    """
+    try:
+        os.rename(image_path(directory, snapshot_id), target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return False
+        raise
+    fsync_directory(f"{directory}/{SNAPSHOTS_DIRECTORY}")
+    return True
+
+
 def remove_unfinished(directory: str, snapshot_id: str) -> None:
     """Delete what is left of a snapshot that was not finished. Idempotent. Raises OSError."""
     for path in (unfinished_path(directory, snapshot_id), overwritten_path(directory, snapshot_id)):

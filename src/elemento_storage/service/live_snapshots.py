@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from elemento_storage.catalog.catalog import Held
+from elemento_storage.disk import Place
 from elemento_storage.engine import live_snapshots
 from elemento_storage.engine.qcow2_snapshots import InternalSnapshot
 from elemento_storage.engine.volume_engine import Source, VolumeEngine
@@ -16,6 +17,7 @@ from elemento_storage.errors import VolumeExported
 from elemento_storage.exports.publisher import Publisher
 from elemento_storage.exports.record import ExportRecord
 from elemento_storage.faultpoints import reached
+from elemento_storage.model import VolumeFormat
 from elemento_storage.progress import Progress
 from elemento_storage.service.core import Core
 from elemento_storage.service.exporting import source_of
@@ -80,11 +82,23 @@ class LiveSnapshots:
         async with self._open(held) as (engine, _, _):
             if engine is None:
                 return False
-            internal = InternalSnapshot(
-                snapshot.key, snapshot.tag, snapshot.created_ns, snapshot.size_bytes, snapshot.vm_state_bytes
-            )
-            await live_snapshots.remove_internal(engine, internal)
+            await live_snapshots.remove_internal(engine, _internal(snapshot))
             return True
+
+    async def remove_wherever(
+        self, place: Place, volume_id: str, image_format: VolumeFormat, snapshot: StoredSnapshot
+    ) -> None:
+        """Delete one through the daemon if that runs, else from the image: nobody opens it here meanwhile.
+
+        Raises ExportFailed, ImageInUse, ToolFailed.
+        """
+        store = self._core.snapshot_store(image_format)
+        async with self._publisher.changing(volume_id):
+            engine = self._publisher.engine(volume_id)
+            if image_format in store.capabilities.snapshots_inside and engine.daemon.pid is not None:
+                await live_snapshots.remove_internal(engine, _internal(snapshot))
+            else:
+                await store.delete_snapshot(place, image_format, snapshot)
 
     async def abandon(self, volume_id: str) -> None:
         """Leave nothing of a copy that was cut off. Raises ExportFailed."""
@@ -102,3 +116,9 @@ class LiveSnapshots:
             if engine is not None:
                 await engine.start(source)
             yield engine, source, own
+
+
+def _internal(snapshot: StoredSnapshot) -> InternalSnapshot:
+    return InternalSnapshot(
+        snapshot.key, snapshot.tag, snapshot.created_ns, snapshot.size_bytes, snapshot.vm_state_bytes
+    )

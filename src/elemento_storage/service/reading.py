@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 from elemento_storage.catalog.catalog import Held, Reading
+from elemento_storage.catalog.location import Location
 from elemento_storage.catalog.locations import os_errors
 from elemento_storage.engine.image_lock import lock_image
 from elemento_storage.errors import FormatUnsupported, VolumeExported
@@ -53,14 +54,20 @@ async def require_still(core: Core, held: Held) -> None:
     Raises VolumeWaiting when there is nothing to read yet.
     """
     require_content(held.volume)
-    meta = held.volume.meta
-    if not core.store(meta.format).capabilities.files:
-        raise FormatUnsupported(f"a {meta.format} volume cannot be read, cloned or downloaded here yet: export it")
-    if meta.readonly or meta.format is VolumeFormat.ISO:
-        return
-    markers = core.markers
-    if any(markers.counts(marker) for marker in await markers.of(held)):
+    image_format = held.volume.meta.format
+    if not core.store(image_format).capabilities.files:
+        raise FormatUnsupported(f"a {image_format} volume cannot be read, cloned or downloaded here yet: export it")
+    if await may_be_written(core, held.location, held.volume):
         raise VolumeExported(
             "the volume is exported and its client may be writing: unexport it first",
             volume_id=held.volume.volume_id,
         )
+
+
+async def may_be_written(core: Core, location: Location, volume: Volume) -> bool:
+    """Whether somebody has the volume who may write to it. Raises LocationUnavailable."""
+    meta = volume.meta
+    if meta.readonly or meta.format is VolumeFormat.ISO:
+        return False
+    with os_errors(location):
+        return any(core.markers.counts(marker) for marker in await core.markers.read(location, volume))

@@ -40,6 +40,7 @@ from elemento_storage.progress import Progress
 from elemento_storage.service.access import Actor
 from elemento_storage.service.core import Core
 from elemento_storage.service.live_snapshots import LiveSnapshots
+from elemento_storage.service.transient_snapshots import TransientSnapshots
 from elemento_storage.stores.base import SnapshotStore, StoredSnapshot
 
 PURPOSE = "snapshot"
@@ -61,10 +62,11 @@ class Snapshot:
 class Snapshotting:
     """The use cases create, list, restore, delete."""
 
-    def __init__(self, core: Core, live: LiveSnapshots) -> None:
+    def __init__(self, core: Core, live: LiveSnapshots, transient: TransientSnapshots) -> None:
         self._core = core
         self._catalog = core.catalog
         self._live = live
+        self._transient = transient
         core.catalog.resolvers[PURPOSE] = self.resolve
 
     # -- looking -------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class Snapshotting:
         label = msgspec.structs.replace(label, created=utc_now())
         async with self._catalog.operation(volume_id, progress.operation_id) as operation:
             async with self._catalog.hold(volume_id, actor.require_change) as held:
-                store = self._store(held.volume)
+                self._store(held.volume)
                 present = await self.present(held.place, held.volume)
                 made = next((one for one in present if one.snapshot_id == snapshot_id), None)
                 if made is not None:
@@ -134,25 +136,11 @@ class Snapshotting:
                 lock = await operation.lock_volume(held, PURPOSE, actor.client, journal)
             with os_errors(held.location):
                 await held.place.disk.run(write_description, held.place.directory, snapshot_id, label)
-                await self._take(held, store, snapshot_id, progress)
+                await self._transient.take(held, snapshot_id, held.volume.allocated_bytes, progress)
             reached("snapshot.taken")
             async with self._catalog.hold(volume_id, lambda _: None, own_lock=lock) as held:
                 await held.place.disk.run(remove_lock, held.place.directory, lock)
                 return await self.find(held.place, await held.reload(), snapshot_id)
-
-    async def _take(self, held: Held, store: SnapshotStore, snapshot_id: str, progress: Progress) -> None:
-        place, image_format = held.place, held.volume.meta.format
-        progress.check()
-        if await store.take_snapshot_at_once(place, image_format, snapshot_id, progress):
-            return
-        if self._is_inside(held.volume):
-            if not await self._live.take(held, snapshot_id, progress):
-                await store.take_snapshot(place, image_format, snapshot_id, progress)
-            return
-        needed = held.volume.allocated_bytes
-        async with spare_room(self._catalog.bin, held.location, snapshot_id, needed, "the snapshot is a copy"):
-            if not await self._live.take(held, snapshot_id, progress):
-                await store.take_snapshot(place, image_format, snapshot_id, progress)
 
     # -- restore -------------------------------------------------------------------------------------------
 

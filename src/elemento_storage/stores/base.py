@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from elemento_storage.disk import Place
+from elemento_storage.disk import Disk, Place
 from elemento_storage.engine.block_node import BlockNode
 from elemento_storage.model import CloneAlgorithm, Preallocation, VolumeFormat
 from elemento_storage.progress import Progress
@@ -52,6 +52,7 @@ class SnapshotImage:
     path: str
     format: VolumeFormat
     size_bytes: int
+    disk: Disk
     key: str | None = None
 
 
@@ -197,3 +198,19 @@ class SnapshotStore(Store, Protocol):
 
     def snapshot_image(self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot) -> SnapshotImage:
         """What to read to have a snapshot's content, also while somebody writes to the volume."""
+
+    async def copy_snapshot(
+        self, place: Place, target: VolumeFormat, source: SnapshotImage, alg: CloneAlgorithm, progress: Progress
+    ) -> None:
+        """``copy_from`` of what a snapshot holds, which is as large as the snapshot, also while somebody writes.
+
+        One inside an image can be no larger than the volume is now. Raises NoRoom, JobCancelled, ToolFailed …
+        """
+
+    async def give_snapshot(
+        self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot, target: Place
+    ) -> bool:
+        """Make a snapshot the image of a new volume, and no snapshot any more; False where it would have to be copied.
+
+        Raises OSError.
+        """

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from elemento_storage.disk import Disk, Place
@@ -14,7 +15,7 @@ from elemento_storage.engine.image_header import Parent, read_header
 from elemento_storage.engine.templates import Qcow2Templates
 from elemento_storage.model import CloneAlgorithm, Preallocation, VolumeFormat
 from elemento_storage.progress import Progress
-from elemento_storage.stores.base import Image, StoreCapabilities
+from elemento_storage.stores.base import Image, SnapshotImage, StoreCapabilities
 from elemento_storage.stores.directory_snapshots import DirectorySnapshots
 
 _RAW_QCOW2: Final = frozenset({VolumeFormat.RAW, VolumeFormat.QCOW2})
@@ -133,6 +134,7 @@ class DirectoryStore(DirectorySnapshots):
         target_path: str,
         target: VolumeFormat,
         progress: Progress,
+        options: Sequence[str] = (),
     ) -> None:
         data_bytes = (await disk.run(os.stat, source_path)).st_blocks * 512
         # qemu-img says something at every whole percent, which takes long for a large image.
@@ -145,6 +147,7 @@ class DirectoryStore(DirectorySnapshots):
                 on_fraction=lambda fraction: progress.advance(max(progress.fraction, fraction * _COPIED)),
                 timeout_s=self._job_timeout_s,
                 cancel=progress.cancelled,
+                options=options,
             )
 
     async def copy_from(
@@ -152,17 +155,23 @@ class DirectoryStore(DirectorySnapshots):
     ) -> None:
         """See Store.copy_from."""
         source_path = f"{source.place.directory}/{source.format.data_file}"
+        await self._copy(place, target, _File(source_path, source.format, source.place.disk), alg, progress)
+
+    async def _copy(
+        self, place: Place, target: VolumeFormat, source: "_File", alg: CloneAlgorithm, progress: Progress
+    ) -> None:
+        source_path, disk = source.path, source.disk
         target_path = f"{place.directory}/{target.data_file}"
         progress.advance(0.0, "copying")
-        status = await source.place.disk.run(os.stat, source_path)
-        header = await source.place.disk.run(read_header, source_path, source.format, status.st_size)
+        status = await disk.run(os.stat, source_path)
+        header = await disk.run(read_header, source_path, source.format, status.st_size)
         with qemu_img.full_is_no_room():
             if target is not source.format or header.parent is not None or header.has_history:
-                await self._convert(source.place.disk, source_path, source.format, target_path, target, progress)
+                await self._convert(disk, source_path, source.format, target_path, target, progress)
                 progress.advance(_COPIED, "syncing")
                 await place.disk.run(fsync_file, target_path)
             elif alg in (CloneAlgorithm.RSYNC, CloneAlgorithm.RCLONE):
-                await self._copy_by_tool(place, source.place, source_path, target_path, alg, progress)
+                await self._copy_by_tool(place, disk, source_path, target_path, alg, progress)
                 progress.advance(_COPIED, "syncing")
                 await place.disk.run(fsync_file, target_path)
             elif not await place.disk.run(sparse_copy.share_blocks, source_path, target_path):
@@ -172,7 +181,7 @@ class DirectoryStore(DirectorySnapshots):
         progress.advance(0.99)
 
     async def _copy_by_tool(
-        self, place: Place, source: Place, source_path: str, target_path: str, alg: CloneAlgorithm, progress: Progress
+        self, place: Place, source: Disk, source_path: str, target_path: str, alg: CloneAlgorithm, progress: Progress
     ) -> None:
         tool = copy_tools.rsync if alg is CloneAlgorithm.RSYNC else copy_tools.rclone
         digging = asyncio.create_task(_dig_behind(place.disk, source_path, target_path))
@@ -189,8 +198,27 @@ class DirectoryStore(DirectorySnapshots):
             with contextlib.suppress(asyncio.CancelledError):
                 await digging
         if alg is CloneAlgorithm.RCLONE:
-            size_bytes = (await source.disk.run(os.stat, source_path)).st_size
+            size_bytes = (await source.run(os.stat, source_path)).st_size
             await place.disk.run(sparse_copy.dig_like, source_path, target_path, 0, size_bytes)
+
+    async def copy_snapshot(
+        self, place: Place, target: VolumeFormat, source: SnapshotImage, alg: CloneAlgorithm, progress: Progress
+    ) -> None:
+        """See Store.copy_snapshot."""
+        if source.key is None:
+            await self._copy(place, target, _File(source.path, source.format, source.disk), alg, progress)
+            return
+        target_path = f"{place.directory}/{target.data_file}"
+        progress.advance(0.0, "copying")
+        key = source.key.replace(",", ",,")
+        # -U: whoever serves the image goes on. What the snapshot holds is changed by nobody: QEMU writes elsewhere.
+        inside = ("-U", "-l", f"snapshot.id={key}")
+        with qemu_img.full_is_no_room():
+            await self._convert(source.disk, source.path, source.format, target_path, target, progress, inside)
+            await qemu_img.cut(target_path, target, source.size_bytes)  # it is as long as the image is now
+            progress.advance(_COPIED, "syncing")
+            await place.disk.run(fsync_file, target_path)
+        progress.advance(0.99)
 
     async def shares_blocks(self, place: Place) -> bool:
         """See Store.shares_blocks."""
@@ -213,6 +241,15 @@ class DirectoryStore(DirectorySnapshots):
     def plain_file(self, place: Place, image_format: VolumeFormat) -> str | None:
         """See Store.plain_file."""
         return None if image_format is VolumeFormat.QCOW2 else f"{place.directory}/{image_format.data_file}"
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image, wherever it is."""
+
+    path: str
+    format: VolumeFormat
+    disk: Disk
 
 
 def _create_sparse(path: str, size_bytes: int) -> None:

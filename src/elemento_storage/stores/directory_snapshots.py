@@ -131,9 +131,19 @@ class DirectorySnapshots:
     def snapshot_image(self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot) -> SnapshotImage:
         """See Store.snapshot_image."""
         if image_format is VolumeFormat.QCOW2:
-            return SnapshotImage(_image(place, image_format), image_format, snapshot.size_bytes, snapshot.key)
+            path = _image(place, image_format)
+            return SnapshotImage(path, image_format, snapshot.size_bytes, place.disk, snapshot.key)
         path = snapshot_files.image_path(place.directory, snapshot.snapshot_id)
-        return SnapshotImage(path, image_format, snapshot.size_bytes)
+        return SnapshotImage(path, image_format, snapshot.size_bytes, place.disk)
+
+    async def give_snapshot(
+        self, place: Place, image_format: VolumeFormat, snapshot: StoredSnapshot, target: Place
+    ) -> bool:
+        """See Store.give_snapshot."""
+        if image_format is VolumeFormat.QCOW2:
+            return False
+        path = f"{target.directory}/{image_format.data_file}"
+        return await place.disk.run(snapshot_files.move_image, place.directory, snapshot.snapshot_id, path)
 
 
 def _image(place: Place, image_format: VolumeFormat) -> str:

@@ -43,6 +43,7 @@ ANSWERS = {
     "snapshots": types.Snapshot,
     "snapshots/create": types.Snapshot,
     "snapshots/restore": types.SnapshotRestored,
+    "snapshots/clone": types.Created,
     "snapshots/delete": types.SnapshotDeleted,
     "backups": types.Backup,
     "backups/create": types.Backup,
