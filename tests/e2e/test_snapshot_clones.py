@@ -1,17 +1,16 @@
 """New volumes of snapshots and of what clients write to; and SIGKILL at every step of making them."""
 
-import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.clients import QemuIo, eventually
 from tests.e2e.invariants import assert_clean
+from tests.e2e.killing import armed, die_at, start_armed
 from tests.e2e.test_snapshots import assert_sound, delete, each_format, listed, reads, restore, take, write
 from tests.exporting import MIB, client_of, export, new_volume, refusal, unexport, wait_healthy
 from tests.live import ALICE, BOB, LiveServer, live_server, make_location
@@ -27,28 +26,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     make_location(root / "mnt", "other", max_total_size="1G", max_volume_size="32Mi")
     (root / "mnt" / "disk" / "settings.json").write_text('{"max-total-size": "100G"}')
     flags = ("--heartbeat", "0.3", "--lease", "2", "--sweep-interval", "0.5")
-    with live_server(root, *flags, env=armed_by(root)) as one:
+    with live_server(root, *flags, env=armed(root)) as one:
         yield one
 
 
 @pytest.fixture
 def server(running: LiveServer) -> LiveServer:
     return running
-
-
-def armed_by(root: Path) -> dict[str, str]:
-    return {"ELEMENTO_STORAGE_FAULTPOINT": f"file:{root / 'faultpoint'}"}
-
-
-def die_at(server: LiveServer, step: str, path: str, body: dict[str, Any]) -> None:
-    """Ask for something and have the server killed at a step of it."""
-    fault = server.root.parent / "faultpoint"
-    fault.write_text(f"kill:{step}")
-    with contextlib.suppress(httpx.HTTPError):
-        response = server.post(path, body)
-        pytest.fail(f"{step} was not reached: {response.status_code} {response.text}")
-    server.wait_dead()
-    fault.unlink()
 
 
 def clone_of(server: LiveServer, vid: str, snapshot: str, owner: str = ALICE, **more: Any) -> str:
@@ -210,7 +194,7 @@ def test_killed_at_each_step_of_cloning_a_snapshot(server: LiveServer, image_for
     for step in OF_SNAPSHOT:
         before = set(server.listed())
         die_at(server, step, "snapshots/clone", body)
-        server.start(armed_by(server.root.parent))
+        start_armed(server)
         made = set(server.listed(include_locked=True)) - before
         assert len(made) == (1 if step == "create.renamed" else 0), step
         eventually(lambda: "locked" not in server.info(vid))
@@ -235,7 +219,7 @@ def test_killed_at_each_step_of_cloning_what_is_written_to(
             client.write(0, 65536, number)
             die_at(server, step, "clone", body)
             client.write(65536, 65536, number)
-            server.start(armed_by(server.root.parent))
+            start_armed(server)
             eventually(lambda: "locked" not in server.info(vid))
             made = set(server.listed()) - before
             assert len(made) == (1 if step == "create.renamed" else 0), step
@@ -271,4 +255,4 @@ def test_every_step_is_killed(server: LiveServer, tmp_path: Path) -> None:
     reached = {step for step in trace.read_text().split() if step.startswith("clone.")}
     assert reached == {step for step in (*OF_SNAPSHOT, *OF_WRITTEN[0][1]) if step.startswith("clone.")}
     server.stop()
-    server.start(armed_by(server.root.parent))
+    start_armed(server)

@@ -1,15 +1,14 @@
 """SIGKILL of the real server at every named step of making, restoring and deleting a snapshot."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.clients import eventually
 from tests.e2e.invariants import assert_clean
+from tests.e2e.killing import armed, die_at, start_armed
 from tests.e2e.test_snapshots import assert_sound, delete, listed, reads, restore, take, write
 from tests.exporting import MIB, client_of, export, new_volume, unexport, wait_healthy
 from tests.live import ALICE, LiveServer, live_server
@@ -34,7 +33,8 @@ ELSEWHERE = {"replace.written", "replace.renamed", "lock.written", "lock.rewritt
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with live_server(tmp_path_factory.mktemp("crash"), *QUICK) as one:
+    directory = tmp_path_factory.mktemp("crash")
+    with live_server(directory, *QUICK, env=armed(directory)) as one:
         yield one
 
 
@@ -50,15 +50,6 @@ def asked(vid: str, operation: str, snapshot: str) -> dict[str, Any]:
         "create": {"name": "new"},
     }
     return {"vid": vid, "creatorID": ALICE, **more[operation]}
-
-
-def die_at(server: LiveServer, step: str, path: str, body: dict[str, Any]) -> None:
-    server.stop()
-    server.start({"ELEMENTO_STORAGE_FAULTPOINT": f"kill:{step}"})
-    with contextlib.suppress(httpx.HTTPError):
-        response = server.http.post(path, json=body)
-        pytest.fail(f"{step} was not reached: {response.status_code} {response.text}")
-    server.wait_dead()
 
 
 def ids(server: LiveServer, vid: str) -> set[str]:
@@ -82,7 +73,7 @@ def test_kill_at_step(server: LiveServer, operation: str, image_format: str, ste
     write(server, vid, 7 * MIB, 2)
     body = asked(vid, operation, old)
     die_at(server, step, f"snapshots/{operation}", body)
-    server.start()
+    start_armed(server)
     eventually(lambda: "locked" not in server.info(vid))
     assert_clean(server)
     assert_sound(server, vid)
@@ -121,7 +112,7 @@ def test_kill_while_a_client_writes(server: LiveServer, operation: str, image_fo
         client.write(0, 65536, 2)
         die_at(server, step, f"snapshots/{operation}", asked(vid, operation, old))
         client.write(65536, 65536, 3)
-        server.start()
+        start_armed(server)
         eventually(lambda: "locked" not in server.info(vid))
         wait_healthy(server, vid)
         assert client.reads(0, 65536, 2)
@@ -149,7 +140,7 @@ def test_kill_during_recovery(server: LiveServer, image_format: str, step: str) 
     die_at(server, step, "snapshots/restore", asked(vid, "restore", old))
     server.start({"ELEMENTO_STORAGE_FAULTPOINT": "kill:snapshot.resolved"}, wait=False)
     server.wait_dead()
-    server.start()
+    start_armed(server)
     eventually(lambda: "locked" not in server.info(vid))
     assert reads(server, vid, 0, 1)
     assert_nothing_else_is_left(server, vid)
@@ -161,11 +152,8 @@ def test_kill_during_recovery(server: LiveServer, image_format: str, step: str) 
 def test_the_job_says_what_became_of_it(server: LiveServer) -> None:
     vid = new_volume(server)
     for step, state in (("snapshot.described", "interrupted"), ("snapshot.taken", "done")):
-        server.stop()
-        server.start({"ELEMENTO_STORAGE_FAULTPOINT": f"kill:{step}"})
-        begun = server.post("snapshots/create", {"vid": vid, "creatorID": ALICE}, Prefer="respond-async").json()
-        server.wait_dead()
-        server.start()
+        begun = die_at(server, step, "snapshots/create", {"vid": vid, "creatorID": ALICE}, Prefer="respond-async")
+        start_armed(server)
         eventually(lambda: "locked" not in server.info(vid))
         job = server.http.get(f"jobs/{begun['job']}").json()
         assert (job["state"], job["purpose"], job["volume_id"]) == (state, "snapshots/create", vid)
@@ -199,4 +187,4 @@ def test_every_step_is_killed(server: LiveServer, tmp_path: Path) -> None:
     reached = {step for step in trace.read_text().split() if step.startswith(("snapshot.", "lock.", "replace."))}
     assert reached - ELSEWHERE == {step for _, _, step in (*CASES, *LIVE)}
     server.stop()
-    server.start()
+    start_armed(server)

@@ -266,9 +266,9 @@ def in_location(server: LiveServer, location: str, mebibytes: int) -> str:
 
 def large(server: LiveServer) -> str:
     """A raw volume that takes a moment to copy."""
-    vid = new_volume(server, 512)
+    vid = new_volume(server, 256)
     with (server.directory(vid) / "data.img").open("r+b") as file:
-        for position in range(16, 512, 16):
+        for position in range(16, 256, 16):
             file.seek(position * MIB)
             file.write(b"\xab" * (12 * MIB))
     return vid
