@@ -45,6 +45,7 @@ def described(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("name")
 @click.argument("size", type=SIZE, required=False)
 @click.option("--format", "image_format", type=_FORMATS, help="raw if not said")
+@click.option("--ceph", is_flag=True, default=None, help="an image of a Ceph pool")
 @click.option("--preallocation", type=click.Choice(["off", "metadata", "falloc", "full"]))
 @click.option("--from-url", metavar="URL", help="fetch an image from the web; SIZE is what it is grown to")
 @click.option("--checksum", metavar="sha256:…", help="with --from-url: what the image has to be")
@@ -60,6 +61,7 @@ def create(
     from_url: str | None,
     checksum: str | None,
     *,
+    ceph: bool | None,
     wait: bool,
     **flags: Any,
 ) -> None:
@@ -73,7 +75,7 @@ def create(
         raise click.UsageError("say how large: SIZE, such as 20G")
     else:
         make = session.long(volumes.create, wait=wait)
-        made = make(name, size, format=image_format, preallocation=preallocation, **flags)
+        made = make(name, size, format=image_format, preallocation=preallocation, ceph=ceph, **flags)
     show_new(session, made)
 
 

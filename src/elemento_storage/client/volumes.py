@@ -52,14 +52,15 @@ class Volumes(Sender[Kind], Fetcher[Kind]):
         format: str | None = None,  # noqa: A002  the API's word
         bus: str | None = None,
         preallocation: str | None = None,
+        ceph: bool | None = None,
         idempotency_key: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Long[Created]:
-        """A new, empty volume of the client's."""
+        """A new, empty volume of the client's; ``ceph``: as an image of a Ceph pool."""
         body = new_volume(
             name, size, private, clonable, alg, format, bus, readonly=readonly, shareable=shareable, bootable=bootable
         )
-        body |= {"creatorID": self.uid, "preallocation": preallocation}
+        body |= {"creatorID": self.uid, "preallocation": preallocation, "ceph": ceph}
         is_short = preallocation in (None, "off")
         return Long("create", body, Created, idempotency_key or "", on_progress, is_short=is_short)
 
