@@ -49,6 +49,7 @@ def main(target: Path) -> None:
                 tab.go()
                 tab.live()
                 expect(tab.page.get_by_role("heading", name="archive")).to_be_visible()
+                expect(tab.page.get_by_role("figure", name="Location fast")).to_be_visible()
                 target.parent.mkdir(parents=True, exist_ok=True)
                 tab.page.screenshot(path=target, animations="disabled")
 

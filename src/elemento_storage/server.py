@@ -47,6 +47,7 @@ from elemento_storage.service.create import Creating
 from elemento_storage.service.downloads import Downloading
 from elemento_storage.service.export_markers import ExportMarkers
 from elemento_storage.service.exporting import Exporting, announce_export, source_of
+from elemento_storage.service.history import History
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.importing import Importing
 from elemento_storage.service.intake import Intake
@@ -128,6 +129,7 @@ class Server:
             backup_sessions=BackupSessions(core, moments),
             backup_schedules=BackupSchedules(core, backups),
             idempotency=IdempotencyKeys(settings.state_dir, self._state_disk),
+            history=History(core, lambda: self.reconciler.daemons),
         )
         self.api = Api(self.services, Authenticator(settings.auth, self.tokens))
 
@@ -186,6 +188,7 @@ class Server:
         self.services.migrating.start()
         self.services.backup_schedules.start()
         self.services.uploading.start()
+        self.services.history.start()
         try:
             log.info("qemu-img %s", await qemu_img.version())
         except ToolMissing as error:
@@ -195,6 +198,7 @@ class Server:
         """Roll back what runs, leave the locations."""
         self.api.stopping.set()
         await self.services.backup_schedules.stop()
+        await self.services.history.stop()
         await self.services.uploading.stop()
         await self.services.core.jobs.stop(_STOP_GRACE_S)
         await self.services.backup_sessions.stop()

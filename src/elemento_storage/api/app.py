@@ -22,6 +22,7 @@ from elemento_storage.api.data_routes import DATA_ROUTES
 from elemento_storage.api.decode import decode, ignored_keys, parse_object
 from elemento_storage.api.errors import error_body, log_fault
 from elemento_storage.api.export_calls import EXPORT_CALLS
+from elemento_storage.api.history_calls import HISTORY_CALLS
 from elemento_storage.api.image_calls import IMAGE_CALLS
 from elemento_storage.api.iso_calls import ISO_CALLS
 from elemento_storage.api.listed import ListedVolumes
@@ -63,6 +64,7 @@ CALLS: Final[tuple[Call[Any], ...]] = (
     *MIGRATION_CALLS,
     *BACKUP_CALLS,
     *SERVER_CALLS,
+    *HISTORY_CALLS,
     *WHOAMI_CALLS,
 )
 ROUTES: Final = Routes((*STREAM_ROUTES, *METADATA_ROUTES, *DATA_ROUTES, *UPLOAD_ROUTES, *PLAIN_UPLOAD_ROUTES))

@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -478,6 +478,11 @@ class Reconciler:
             log.error("what nobody asked for cannot be withdrawn: %s", error)
 
     # -- daemons that die ----------------------------------------------------------------------------------
+
+    @property
+    def daemons(self) -> Collection[int]:
+        """The processes that serve exports, as of the last look."""
+        return self._watched.keys()
 
     def watch(self) -> None:
         """Notice at once when a daemon ends."""

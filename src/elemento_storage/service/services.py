@@ -13,6 +13,7 @@ from elemento_storage.service.core import Core
 from elemento_storage.service.create import Creating
 from elemento_storage.service.downloads import Downloading
 from elemento_storage.service.exporting import Exporting
+from elemento_storage.service.history import History
 from elemento_storage.service.idempotency import IdempotencyKeys
 from elemento_storage.service.importing import Importing
 from elemento_storage.service.intake import Intake
@@ -52,3 +53,4 @@ class Services:
     backup_sessions: BackupSessions
     backup_schedules: BackupSchedules
     idempotency: IdempotencyKeys
+    history: History

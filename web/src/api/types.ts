@@ -13,6 +13,7 @@ export type ListedExport = Schemas["ExportListAnswer"];
 export type Migration = Schemas["MigrationAnswer"];
 export type Upload = Schemas["UploadAnswer"];
 export type WhoAmI = Schemas["WhoAmIAnswer"];
+export type History = Schemas["HistoryAnswer"];
 export type Metadata = Schemas["MetadataAnswer"];
 export type Snapshot = Schemas["SnapshotAnswer"];
 

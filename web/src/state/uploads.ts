@@ -1,7 +1,6 @@
 import * as tus from "tus-js-client";
 import { address, authorization, call, request } from "../api/client";
 import type { Upload } from "../api/types";
-import { announceJob } from "./jobs";
 import { Store } from "./store";
 import { toast } from "./toasts";
 import { volumeChanged } from "./volumes";
@@ -99,12 +98,12 @@ function start(file: File, name: string, metadata: Record<string, string>, befor
     onSuccess: ({ lastResponse }) => {
       running.delete(id);
       const uploadId = (upload.url ?? "").split("/").pop() ?? "";
-      const job = lastResponse.getHeader("Elemento-Job");
-      if (lastResponse.getHeader("Elemento-State") === "finishing" && job) {
+      const volumeId = lastResponse.getHeader("Elemento-Volume");
+      if (volumeId) finished(id, name, volumeId);
+      else {
         patch(id, { state: "finishing", sent: file.size });
-        announceJob(job, `Upload ${name}`);
         void settle(id, uploadId);
-      } else finished(id, name, lastResponse.getHeader("Elemento-Volume") ?? uploadId);
+      }
     },
     onError: (error) => {
       running.delete(id);
@@ -164,7 +163,7 @@ function finished(id: number, name: string, volumeId: string): void {
   const was = sendings.get().find((one) => one.id === id);
   patch(id, { state: "done", sent: was?.size ?? 0, volumeId });
   volumeChanged(volumeId);
-  if (was?.state !== "finishing") toast("success", `${name} was uploaded`);
+  toast("success", `${name} was uploaded`);
 }
 
 export async function pause(id: number): Promise<void> {

@@ -54,7 +54,7 @@ export function volumeChanged(id: string): void {
 
 export function volumeRemoved(id: string): void {
   pending.delete(id);
-  put(id, null);
+  put(new Map([[id, null]]));
 }
 
 async function readPending(): Promise<void> {
@@ -64,26 +64,36 @@ async function readPending(): Promise<void> {
     await reloadVolumes();
     return;
   }
-  await Promise.all(ids.map((id) => readVolume(id).catch(() => undefined)));
+  const mine = round;
+  const found = await Promise.all(ids.map((id) => ask(id).catch(() => undefined)));
+  if (mine === round) put(new Map(ids.map((id, index) => [id, found[index]])));
 }
 
+/** Ask for one volume now. */
 export async function readVolume(id: string): Promise<void> {
   const mine = round;
+  const volume = await ask(id);
+  if (mine === round) put(new Map([[id, volume]]));
+}
+
+/** The volume, or null when it is not there for this viewer. */
+async function ask(id: string): Promise<Volume | null> {
   try {
-    const volume = await call("info", { volume_id: id, client_uid: viewer });
-    if (mine === round) put(id, volume);
+    return await call("info", { volume_id: id, client_uid: viewer });
   } catch (error) {
-    if (error instanceof ApiError && error.status === 404 && mine === round) put(id, null);
-    else throw error;
+    if (error instanceof ApiError && error.status === 404) return null;
+    throw error;
   }
 }
 
-function put(id: string, volume: Volume | null): void {
+/** Undefined: nothing is known of it, so it stays as it was. */
+function put(changes: ReadonlyMap<string, Volume | null | undefined>): void {
   volumes.update((before) => {
-    if (volume === null && !before.byId.has(id)) return before;
     const byId = new Map(before.byId);
-    if (volume === null) byId.delete(id);
-    else byId.set(id, volume);
+    for (const [id, volume] of changes) {
+      if (volume === null) byId.delete(id);
+      else if (volume !== undefined) byId.set(id, volume);
+    }
     return { ...before, byId };
   });
 }

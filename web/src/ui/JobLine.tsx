@@ -1,4 +1,4 @@
-import { Button, Progress } from "@patternfly/react-core";
+import { Button } from "@patternfly/react-core";
 import type { ReactNode } from "react";
 import { cancelJob } from "../api/client";
 import type { Job } from "../api/types";
@@ -7,6 +7,7 @@ import { clientOf } from "../state/session";
 import { failed } from "../state/toasts";
 import { useStore } from "../state/store";
 import { volumes } from "../state/volumes";
+import { Bar } from "./Bar";
 import { bytes, duration, percent } from "./format";
 import { href } from "./route";
 import { useSession } from "./session-context";
@@ -30,8 +31,7 @@ export function JobLine({ job }: { job: Job }): ReactNode {
   return (
     <div className="es-job">
       <div className="es-job-main">
-        <Progress
-          id={`job-${job.job}`}
+        <Bar
           title={
             <>
               {job.purpose}
@@ -43,10 +43,9 @@ export function JobLine({ job }: { job: Job }): ReactNode {
               )}
             </>
           }
-          aria-label={`${job.purpose} ${name ?? ""}`}
-          value={job.progress * 100}
-          label={told}
-          size="sm"
+          label={`${job.purpose} ${name ?? ""}`}
+          told={told}
+          fraction={job.progress}
         />
       </div>
       {!isOver(job) && (

@@ -11,7 +11,7 @@ export function bytes(count: number | null | undefined): string {
     unit++;
   }
   const digits = unit === 0 || value >= 100 || Number.isInteger(value) ? 0 : value >= 10 ? 1 : 2;
-  return `${value.toFixed(digits)} ${UNITS[unit] ?? ""}`;
+  return `${Number(value.toFixed(digits))} ${UNITS[unit] ?? ""}`;
 }
 
 export function number(count: number | null | undefined): string {

@@ -19,7 +19,7 @@ export function Attach({ made }: { made: Export }): ReactNode {
       {made.prepare.length > 0 && <CopyBlock label="Before, in a shell" text={made.prepare.join("\n")} />}
       <Tabs activeKey={tab} onSelect={(_event, key) => setTab(key)} aria-label="Attach with">
         <Tab eventKey="qemu" title={<TabTitleText>QEMU</TabTitleText>}>
-          <CopyBlock label="A virtual machine with this disk" text={commandLine("qemu-system-x86_64 -accel kvm -m 1G", made.qemu)} />
+          <CopyBlock label="A virtual machine with this disk" text={commandLine("qemu-system-x86_64 -accel kvm -accel tcg -m 1G", made.qemu)} />
         </Tab>
         <Tab eventKey="libvirt" title={<TabTitleText>libvirt</TabTitleText>}>
           {made.libvirt === "" ? (

@@ -8,10 +8,9 @@ import {
   EmptyStateBody,
   Gallery,
   Label,
-  Progress,
   Skeleton,
 } from "@patternfly/react-core";
-import type { ReactNode } from "react";
+import { lazy, type ReactNode, Suspense } from "react";
 import { call } from "../api/client";
 import type { Location } from "../api/types";
 import { isOver, jobs } from "../state/jobs";
@@ -19,13 +18,16 @@ import type { Session } from "../state/session";
 import { useResource } from "../state/resource";
 import { useStore } from "../state/store";
 import { volumes } from "../state/volumes";
-import { bytes, number, percent } from "../ui/format";
+import { Bar } from "../ui/Bar";
+import { bytes, number } from "../ui/format";
 import { href } from "../ui/route";
 import { JobLine } from "../ui/JobLine";
 import { View } from "../ui/View";
 import { Alert } from "../ui/Note";
 
 const EVERY_MS = 10_000;
+
+const Charts = lazy(() => import("./Charts"));
 
 export function Overview({ session }: { session: Session }): ReactNode {
   const isAdmin = session.who.role === "admin";
@@ -35,6 +37,11 @@ export function Overview({ session }: { session: Session }): ReactNode {
         <Health isAdmin={isAdmin} />
         <Figures />
         {isAdmin && <Locations />}
+        {isAdmin && (
+          <Suspense fallback={null}>
+            <Charts />
+          </Suspense>
+        )}
         <Running />
       </div>
     </View>
@@ -180,16 +187,14 @@ function Meter(props: { title: string; value: number | null; most: number | null
       </div>
     );
   }
-  const fraction = Math.min(1, value / most);
+  const fraction = value / most;
   return (
-    <Progress
+    <Bar
       title={title}
-      aria-label={`${title}: ${words}`}
-      value={fraction * 100}
-      size="sm"
-      label={words}
-      valueText={percent(fraction)}
-      {...(fraction >= 0.95 ? { variant: "danger" as const } : fraction >= 0.85 ? { variant: "warning" as const } : {})}
+      label={title}
+      told={words}
+      fraction={fraction}
+      variant={fraction >= 0.95 ? "danger" : fraction >= 0.85 ? "warning" : undefined}
     />
   );
 }

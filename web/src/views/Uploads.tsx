@@ -1,4 +1,4 @@
-import { Button, Card, CardBody, CardTitle, Content, Form, ActionGroup, Progress } from "@patternfly/react-core";
+import { Button, Card, CardBody, CardTitle, Form, ActionGroup } from "@patternfly/react-core";
 import { type ReactNode, useEffect, useRef, useState } from "react";
 import type { Volume } from "../api/types";
 import { useResource } from "../state/resource";
@@ -20,6 +20,7 @@ import {
   sendings,
 } from "../state/uploads";
 import { volumes } from "../state/volumes";
+import { Bar } from "../ui/Bar";
 import { CheckField, OwnerField, SelectField, TextField } from "../ui/fields";
 import { bytes, duration, percent } from "../ui/format";
 import { areGood, IsoFields, isoKeys, NO_FACTS } from "../ui/IsoFields";
@@ -47,22 +48,15 @@ export default function Uploads(): ReactNode {
       title="Uploads"
       intro="An upload that is broken off, by a reload too, goes on where it was. Keep this tab open while it sends."
     >
-      <div className="es-columns">
+      <div className="es-stack">
+        {left.error !== null && <Alert variant="danger" title={left.error} />}
+        {(left.value ?? []).map((one) => (
+          <Left key={one.uploadId} one={one} onChange={left.reload} />
+        ))}
+        {sending.map((one) => (
+          <Line key={one.id} one={one} />
+        ))}
         <NewUpload key={fill?.volumeID ?? ""} fill={fill} />
-        <div className="es-stack">
-          {left.error !== null && <Alert variant="danger" title={left.error} />}
-          {(left.value ?? []).map((one) => (
-            <Left key={one.uploadId} one={one} onChange={left.reload} />
-          ))}
-          {sending.map((one) => (
-            <Line key={one.id} one={one} />
-          ))}
-          {sending.length === 0 && left.value?.length === 0 && (
-            <Content component="p" className="es-muted">
-              Nothing is being sent.
-            </Content>
-          )}
-        </div>
       </div>
     </View>
   );
@@ -115,12 +109,13 @@ function NewUpload({ fill }: { fill: Volume | undefined }): ReactNode {
       setFile(null);
       setName("");
       if (input.current !== null) input.current.value = "";
+      document.getElementById("main")?.scrollTo({ top: 0 });
     } catch (error) {
       setProblem(error instanceof Error ? error.message : String(error));
     }
   };
   return (
-    <Card>
+    <Card className="es-form">
       <CardTitle component="h2">{fill === undefined ? "Upload an image" : `Upload the content of ${fill.name}`}</CardTitle>
       <CardBody>
         <Form
@@ -191,14 +186,12 @@ function Line({ one }: { one: Sending }): ReactNode {
     <Card isCompact data-upload={one.state}>
       <CardBody>
         <div className="es-stack es-stack-tight">
-          <Progress
-            id={`upload-${one.id}`}
+          <Bar
             title={one.volumeId === null ? one.name : <a href={href("volumes", one.volumeId)}>{one.name}</a>}
-            aria-label={`Upload of ${one.name}`}
-            value={one.size > 0 ? (one.sent / one.size) * 100 : 100}
-            label={told.filter(Boolean).join(" · ")}
-            size="sm"
-            {...(one.state === "failed" ? { variant: "danger" as const } : one.state === "done" ? { variant: "success" as const } : {})}
+            label={`Upload of ${one.name}`}
+            told={told.filter(Boolean).join(" · ")}
+            fraction={one.size > 0 ? one.sent / one.size : 1}
+            variant={one.state === "failed" ? "danger" : one.state === "done" ? "success" : undefined}
           />
           {one.error !== null && <Alert variant="danger" isPlain title={one.error} />}
           <div className="es-actions">
