@@ -1,15 +1,18 @@
 """What people do in the web page: volumes and their exports, uploads, the library, cloud-init; in a real browser."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import Visit, chromium, visit
+from tests.browser import NARROW, Visit, chromium, visit
+from tests.exporting import unexport_everything
 from tests.images import iso_bytes
-from tests.live import ALICE, LiveServer
+from tests.live import ALICE, LiveServer, live_server, make_location
+from tests.screenshots import VIEWS, furnish
 
 MIB = 2**20
 
@@ -102,6 +105,30 @@ def test_snapshots_are_taken_restored_and_deleted(browser: Browser, running: Liv
         page.get_by_role("button", name="Delete before", exact=True).click()
         expect(page.get_by_text("before was deleted")).to_be_visible()
         expect(page.get_by_role("button", name="Delete")).to_have_count(1)
+
+
+def test_an_export_tells_how_to_attach_it(browser: Browser, running: LiveServer) -> None:
+    vid = running.create("for a guest", size=0.01, format="qcow2")
+    try:
+        with visit(browser, running) as tab:
+            page = opened(tab, f"volumes/{vid}")
+            page.get_by_role("button", name="Export", exact=True).click()
+            press(page, "Export")
+            dialog = page.get_by_role("dialog")
+            expect(dialog.get_by_text("qemu-system-x86_64")).to_contain_text("driver=nbd")
+            assert tab.axe() == []
+            dialog.get_by_role("tab", name="libvirt").click()
+            expect(dialog.get_by_label("For virsh attach-device, or inside <devices>", exact=True)).to_contain_text(
+                "<disk type='network'"
+            )
+            dialog.get_by_role("tab", name="Address").click()
+            uri = dialog.locator("pre").filter(has_text="nbd://").inner_text()
+            told = subprocess.run(["nbdinfo", "--size", uri], check=True, capture_output=True, text=True).stdout
+            assert int(told) == 10_000_384  # whole sectors
+            dialog.get_by_role("button", name="Close").last.click()
+            expect(page.get_by_text("healthy")).to_be_visible()
+    finally:
+        unexport_everything(running)
 
 
 def test_what_the_server_refuses_is_said(browser: Browser, running: LiveServer) -> None:
@@ -227,3 +254,22 @@ def test_the_charts_are_there_for_eyes_and_as_tables(browser: Browser, running: 
         assert page.get_by_role("table", name="Traffic of the disks").get_by_role("row").count() >= 3
         page.get_by_role("button", name="24 h").click()
         expect(chart.locator("path.es-line")).to_have_count(2)
+
+
+# -- every view --------------------------------------------------------------------------------------------
+
+
+def test_every_view_is_for_everybody(browser: Browser, tmp_path: Path) -> None:
+    """axe finds nothing, nothing is wider than a telephone; the pictures are kept to be looked at."""
+    make_location(tmp_path / "mnt", "fast", max_total_size="2T", max_volumes=200)
+    make_location(tmp_path / "mnt", "archive")
+    with live_server(tmp_path, "--overcommit", "0") as server:
+        views = {**{one or "overview": one for one in VIEWS}, "volume": f"volumes/{furnish(server)}"}
+        for kind, viewport, dark in (("light", None, False), ("dark", None, True), ("narrow", NARROW, False)):
+            with visit(browser, server, viewport, dark=dark) as tab:
+                for name, route in views.items():
+                    tab.go(route)
+                    tab.live()
+                    assert tab.axe() == [], (name, kind)
+                    assert tab.overflow() == 0, (name, kind)
+                    tab.screenshot(f"{name}-{kind}")
