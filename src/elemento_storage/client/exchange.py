@@ -9,6 +9,7 @@ descriptors ``operation``, ``long_operation`` and ``iteration`` turn each into a
     await client.volumes.get(vid)    -> Volume, of an AsyncClient
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -171,18 +172,18 @@ class Awaiting(Protocol):
 M = TypeVar("M", bound=Blocking | Awaiting)
 
 
-class Bound(Generic[M]):
+class Bound(ABC, Generic[M]):
     """What methods are on: a client, and how it sends long calls."""
 
     runner: Any  #: M; which it is shows in the types of the methods
 
+    @abstractmethod
     def carry_out(self, call: Long[T]) -> Plan[T]:
         """Send a long call and wait for its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, call: Long[Any]) -> "Plan[Job]":
         """Send a long call and leave it at that."""
-        raise NotImplementedError
 
 
 class operation(Generic[P, T]):  # noqa: N801  a decorator

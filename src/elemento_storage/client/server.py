@@ -7,6 +7,7 @@ from elemento_storage.client.group import Group, decoded, uid
 from elemento_storage.client.types import (
     Event,
     Health,
+    History,
     Job,
     Location,
     OnProgress,
@@ -22,7 +23,7 @@ LocationList = list[Location]
 
 
 class ServerGroup(Group[Kind]):
-    """The server itself. ``locations``, ``rescan`` and ``metrics`` are for admins."""
+    """The server itself. ``locations``, ``rescan``, ``metrics`` and ``history`` are for admins."""
 
     @operation
     def version(self) -> Plan[Version]:
@@ -54,6 +55,11 @@ class ServerGroup(Group[Kind]):
         """OpenMetrics text."""
         response = yield from self._send(Request("GET", "metrics", repeat=Repeat.SAFE))
         return response.body.decode()
+
+    @operation
+    def history(self, hours: float = 1.0) -> Plan[History]:
+        """Capacity and traffic of the last hours, 24 at most, as far as the server's process has seen them."""
+        return self._read("history", History, hours=hours)
 
     @operation
     def revisions(self, since: int = 0) -> Plan[Revisions]:

@@ -531,3 +531,22 @@ class Version(Answer, frozen=True, kw_only=True):
     version: str
     api: str
     qemu_img: str = field(name="qemu-img")
+
+
+class LocationHistory(Answer, frozen=True, kw_only=True):
+    """A location at the times of a ``History``; None is what was not known."""
+
+    name: str
+    used_bytes: list[int | None]
+    virtual_bytes: list[int | None]
+
+
+class History(Answer, frozen=True, kw_only=True):
+    """Columns of equal length, oldest first: ``times`` in seconds since 1970, rates in bytes per second."""
+
+    interval: float
+    times: list[float]
+    read_rate: list[float]
+    write_rate: list[float]
+    running_jobs: list[int]
+    locations: list[LocationHistory]

@@ -9,6 +9,7 @@ import pytest
 from elemento_storage.api.app import CALLS
 from elemento_storage.api.data_schemas import ChecksumAnswer, ExtentAnswer, ExtentsAnswer
 from elemento_storage.api.errors import status_of
+from elemento_storage.api.history_calls import LocationHistory
 from elemento_storage.api.metadata_schemas import MetadataAnswer
 from elemento_storage.api.schemas import Locked
 from elemento_storage.api.upload_schemas import UploadAnswer, UploadProblem
@@ -70,10 +71,12 @@ ANSWERS = {
     "health": types.Health,
     "version": types.Version,
     "whoami": types.Whoami,
+    "history": types.History,
 }
 #: Calls that the library has no method for: it offers ``call``.
 UNTYPED: set[str] = set()
 OTHERS: list[tuple[Any, Any]] = [
+    (LocationHistory, types.LocationHistory),
     (ChecksumAnswer, types.Checksum),
     (ExtentAnswer, types.Extent),
     (ExtentsAnswer, types.Extents),
