@@ -34,6 +34,14 @@ async def rename(server: Server, client: str | None = ALICE) -> None:
     await server.services.volumes.update(Actor(client), VID, VolumeChanges(name="another"))
 
 
+async def begun(server: Server) -> None:
+    """Until somebody's lock is in the volume."""
+    path = server.catalog.locations.by_name["disk"].volume_path(VID)
+    async with asyncio.timeout(30):
+        while not any(name.endswith(".ignore") for name in os.listdir(path)):
+            await asyncio.sleep(0.01)
+
+
 async def test_guests_have_to_go_when_the_volume_is_wanted(server: Server) -> None:
     sessions = server.services.data.sessions
     async with sessions.open(Actor(ALICE), VID) as own:
@@ -74,11 +82,11 @@ async def test_a_guests_checksum_ends_as_well(server: Server, tmp_path: Path) ->
     checksum = asyncio.ensure_future(
         server.services.data.checksum(Actor(BOB), VID, "sha256", "plain", Progress())  # type: ignore[arg-type]
     )
-    await asyncio.sleep(0.1)
+    await begun(server)
     with pytest.raises(VolumeLocked):
         await rename(server)
     with pytest.raises(VolumeLocked, match="wants to change"):
-        await asyncio.wait_for(checksum, 5)
+        await asyncio.wait_for(checksum, 30)
     await rename(server)
 
 
@@ -91,6 +99,7 @@ async def test_one_client_does_not_keep_all_others_out(server: Server) -> None:
 
     done = asyncio.Event()
     readers = [asyncio.ensure_future(read(done)) for _ in range(60)]
+    await asyncio.wait(readers, timeout=30, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.sleep(0.2)
     refused = [reader for reader in readers if reader.done()]
     assert 0 < len(refused) < 60
