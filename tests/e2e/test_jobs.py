@@ -40,6 +40,7 @@ def begin(server: LiveServer, vid: str) -> str:
 
 
 def test_a_job_shows_progress_and_its_result(server: LiveServer, big: str) -> None:
+    since = server.call("revisions")["revision"]
     job_id = begin(server, big)
     seen = []
     while (job := server.http.get(f"jobs/{job_id}").json())["state"] == "running":
@@ -55,7 +56,9 @@ def test_a_job_shows_progress_and_its_result(server: LiveServer, big: str) -> No
     assert job["state"] == "done", job
     assert job["result"] == {"vid": big, "creatorID": ALICE, "format": "qcow2"}
     assert seen == sorted(seen)
-    assert len(set(seen)) >= 3, seen
+    told = [event["progress"] for event in stream(server, f"jobs/{job_id}/events", since=since)]
+    assert told == sorted(told)
+    assert len(set(told)) >= 3, told
     assert server.listed()[big]["format"] == "qcow2"
     assert_clean(server)
 

@@ -22,7 +22,7 @@ def event_stream(
     first: Callable[[], tuple[str, dict[str, object]]] | None = None,
     until: Callable[[], bool] = lambda: False,
 ) -> StreamingResponse:
-    """Events after ``since`` for which ``seen_as`` gives a kind; ends when ``until`` says so after a batch.
+    """Events after ``since`` for which ``seen_as`` gives a kind; ends when ``until`` says so, with what tells of it.
 
     It begins with ``hello``, which has the present revision, and ``complete`` false when events before it are lost;
     after the events that were missed comes ``first``, the state of the one thing the stream is about.
@@ -57,6 +57,8 @@ async def _stream(
     try:
         if over:
             return
+        told = start
+        last: int | None = None  #: revision of the last event there is to tell
         while True:
             batch_task = asyncio.ensure_future(anext(follow, None))
             await asyncio.wait({batch_task, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -71,7 +73,11 @@ async def _stream(
             for event in batch:
                 if (kind := seen_as(event)) is not None:
                     yield _format_event(kind, event)
-            if until():
+                told = event.revision
+            # While this batch was sent the end may have come, and its event is in the next one.
+            if last is None and until():
+                last = feed.revision
+            if last is not None and told >= last:
                 return
     finally:
         ended.cancel()
