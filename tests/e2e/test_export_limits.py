@@ -20,11 +20,16 @@ def seconds(client: QemuIo) -> float:
     return time.monotonic() - started
 
 
+def is_free(client: QemuIo) -> bool:
+    """Whether nothing holds the writes up; what others do on the machine may, once or twice."""
+    return any(seconds(client) < 1 for _ in range(5))
+
+
 @pytest.mark.parametrize(("protocol", "image_format"), [("iscsi", "raw"), ("iscsi", "qcow2"), ("nbd", "qcow2")])
 def test_limits_are_changed_while_the_export_runs(shared: LiveServer, protocol: str, image_format: str) -> None:
     vid = new_volume(shared, format=image_format)
     with QemuIo(export(shared, vid, protocol=protocol)["qemu"]) as client:
-        assert seconds(client) < 1
+        assert is_free(client)
         limited = export(shared, vid, limits={"iops": 50})
         assert limited["limits"]["iops"] == 50
         assert seconds(client) > 1.5
@@ -33,7 +38,7 @@ def test_limits_are_changed_while_the_export_runs(shared: LiveServer, protocol: 
         wait_healthy(shared, vid)
         assert seconds(client) > 1.5
         assert export(shared, vid, limits={})["limits"]["iops"] == 0
-        assert seconds(client) < 1
+        assert is_free(client)
 
 
 def test_each_nbd_export_has_its_own(shared: LiveServer) -> None:
@@ -42,7 +47,7 @@ def test_each_nbd_export_has_its_own(shared: LiveServer) -> None:
     fast = export(shared, vid, BOB, protocol="local")
     with QemuIo(slow["qemu"]) as one, QemuIo(fast["qemu"]) as other:
         assert seconds(one) > 1.5
-        assert seconds(other) < 1
+        assert is_free(other)
 
 
 @pytest.mark.parametrize(
