@@ -104,6 +104,7 @@ def test_snapshots_are_taken_restored_and_deleted(browser: Browser, running: Liv
         expect(page.get_by_role("button", name="Delete")).to_have_count(2)
         page.get_by_role("button", name="Delete before", exact=True).click()
         expect(page.get_by_text("before was deleted")).to_be_visible()
+        page.reload()
         expect(page.get_by_role("button", name="Delete")).to_have_count(1)
 
 
