@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 bin := .venv/bin
 listen ?= 127.0.0.1:7772
-# The tests wait for daemons, guests and time-outs most of the time.
-workers ?= 3
+# With more than one for each processor, tests that look at time see that of others.
+workers ?= 2
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
